@@ -1,0 +1,1 @@
+"""The state machine: (event, plan, overlay, time) to (rows, calls, publishes). No clock, no socket, no database."""

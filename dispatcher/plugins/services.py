@@ -1,0 +1,76 @@
+"""Services and senders: named, configured connections to the outside, opened and closed by the worker.
+
+A service is a frozen pydantic model: its fields are the keys that the rulebook gives it, beside `type`.
+Secrets are `pydantic.SecretStr`, so that no dump or log shows them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dispatcher.plugins.effects import Effect
+from dispatcher.text.durations import Rate
+
+if TYPE_CHECKING:
+    from dispatcher.plugins.context import Context
+    from dispatcher.plugins.outcomes import Outcome
+
+
+class Service(BaseModel):
+    """A connection that calls reach the outside through. Subclass it, add fields, override `open` and `close`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    concurrency: int = Field(default=8, ge=1, le=1000, description="How many calls may be under way at once.")
+    rate: Rate | None = Field(default=None, description='How many calls may start in a time, such as "30/s".')
+
+    def open(self) -> None:
+        """Make ready for use; called once, by the worker, before the first step. Raises OSError if it cannot."""
+
+    def close(self) -> None:
+        """Let go of what `open` took; called once, when the worker stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text on its way to one person."""
+
+    message_id: str
+    to_addr: str
+    from_addr: str | None
+    content: str
+    idempotency_key: str
+
+
+class Sender(Service):
+    """A service that delivers texts to people.
+
+    `effect` is TRANSACTION for a sender that only writes to the store (`record` does its work) and CALL for one
+    that reaches a gateway (`send` does). `keyed` tells whether the gateway honours idempotency keys.
+    """
+
+    effect: ClassVar[Effect] = Effect.CALL
+
+    from_addr: str | None = Field(default=None, description="The number or name that the text comes from.")
+
+    @property
+    def keyed(self) -> bool:
+        """Whether sending the same idempotency key twice delivers one text."""
+        return False
+
+    def send(self, text: Text) -> Outcome:
+        """Hand one text to the gateway, in a thread of the call pool.
+
+        `Done.result` is a mapping with `gateway_id`, or None where the gateway gives no id.
+        """
+        raise NotImplementedError(f"sender {type(self).__name__} delivers by transaction and makes no calls")
+
+    def queue(self, text: Text, context: Context) -> Outcome:
+        """Queue one text within the batch's transaction; only for senders whose effect is TRANSACTION."""
+        raise NotImplementedError(f"sender {type(self).__name__} delivers by call and cannot queue")
+
+
+Connections = dict[str, Any]

@@ -1,0 +1,1 @@
+"""The rulebook: read from YAML with positions, checked in one go, compiled into a plan."""

@@ -1,0 +1,1 @@
+"""Senders and services that ship with the dispatcher."""

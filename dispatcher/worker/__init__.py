@@ -1,0 +1,1 @@
+"""The worker: one loop that feeds the engine, commits, acknowledges and starts calls."""
