@@ -2,6 +2,7 @@
 
     DispatcherError                 what broke, where, and what to do next
     ├── CannotStart                 a worker or verb cannot begin (exit code 3)
+    │   ├── SettingsRefused         flags or DISPATCHER_* variables are wrong; carries all of them
     │   ├── RulebookRefused         the rulebook has problems; carries all of them
     │   ├── StoreInUse              another process holds the store's lock
     │   └── StoreUnusable           unreadable, read-only, newer than this version, full
@@ -57,6 +58,14 @@ class DispatcherError(Exception):
 
 class CannotStart(DispatcherError):
     """A worker or a verb cannot begin its work."""
+
+
+class SettingsRefused(CannotStart):
+    """At least one flag or `DISPATCHER_*` variable is wrong; `messages` has a line for each."""
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        self.messages = tuple(messages)
+        super().__init__("\n".join(self.messages))
 
 
 class RulebookRefused(CannotStart):
