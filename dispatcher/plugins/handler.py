@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -79,10 +80,11 @@ class Bindings:
     services: Mapping[str, Service]
 
 
-class Handler(BaseModel):
+class Handler(BaseModel, ABC):
     """What a step names. Subclass it, declare params as fields, set `effect`, write `run`.
 
     The docstring says what it does, what it emits, and what happens if the same step runs twice.
+    `timeout` bounds a CALL unless the step sets its own; exceptions named in `transient` are tried again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
@@ -98,17 +100,41 @@ class Handler(BaseModel):
 
     @classmethod
     def settle(cls, params: Mapping[str, Any], bindings: Bindings) -> Settled:
-        """Settle effect and connection from the params that are known at load. Override where they depend on them."""
+        """Settle effect and connection from the params that are known at load. Override where they depend on them.
+
+        Called once the names that `AtLoad` params give are known to exist; `params` holds the params that the step
+        writes, as written.
+        """
         return Settled(cls.effect)
+
+    @classmethod
+    def check_params(cls, params: Mapping[str, Any], bindings: Bindings) -> Sequence[tuple[str, str, str]]:
+        """Return what is wrong with the params as written, templates unrendered: (param, code, message) each.
+
+        Called when the rulebook is loaded. Override it for rules that no type can tell, such as "the host is literal".
+        """
+        return ()
+
+    @classmethod
+    def check_params(cls, params: Mapping[str, Any], bindings: Bindings) -> Iterable[tuple[str, str]]:
+        """Yield (param, what is wrong with it) for mistakes that only all params together show.
+
+        Called at load with the params that the step writes, as written: templates are still text.
+        """
+        return ()
 
     def prepare(self, event: Event, context: Context) -> Outcome | None:
         """Look and write in the store before a CALL starts, in the same commit; an outcome ends the step without it."""
         return None
 
+    @abstractmethod
     def run(self, event: Event, context: Context) -> Outcome | Awaitable[Outcome]:
         """Do the work and say how it ended."""
-        raise NotImplementedError(f"handler {type(self).__name__} has no run")
 
     def conclude(self, event: Event, context: Context, outcome: Outcome) -> Outcome:
-        """Write to the store what a CALL brought back, in the same commit as its outcome."""
+        """Write to the store what a CALL brought back, in the same commit as its outcome.
+
+        `outcome` is what the engine has made of the attempt: a timeout or an exception has become an outcome, a
+        RetryLater that the retry policy no longer allows a Failed, and an Unknown whatever `on_unknown` says.
+        """
         return outcome
