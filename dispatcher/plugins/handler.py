@@ -108,14 +108,6 @@ class Handler(BaseModel, ABC):
         return Settled(cls.effect)
 
     @classmethod
-    def check_params(cls, params: Mapping[str, Any], bindings: Bindings) -> Sequence[tuple[str, str, str]]:
-        """Return what is wrong with the params as written, templates unrendered: (param, code, message) each.
-
-        Called when the rulebook is loaded. Override it for rules that no type can tell, such as "the host is literal".
-        """
-        return ()
-
-    @classmethod
     def check_params(cls, params: Mapping[str, Any], bindings: Bindings) -> Iterable[tuple[str, str]]:
         """Yield (param, what is wrong with it) for mistakes that only all params together show.
 
