@@ -1,1 +1,1 @@
-"""What a plugin is written against: handlers, outcomes, the context, services and senders; and how plugins are found."""
+"""What a plugin is written against: handlers, outcomes, context, services and senders; and how plugins are found."""

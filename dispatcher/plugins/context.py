@@ -58,6 +58,10 @@ class Contacts(Protocol):
         """Return the contact with this number (E.164), or None."""
         ...
 
+    def by_key(self, contact_key: str) -> Contact | None:
+        """Return the contact with this key, or None. Read one by one: prefer the number."""
+        ...
+
     def create(self, msisdn: str, **fields: Any) -> Contact:
         """Create the contact with this number; `fields` are those of `Contact`. The number must be free."""
         ...
@@ -84,7 +88,10 @@ class OptOuts(Protocol):
 
 
 class Messages(Protocol):
-    """The texts of the event's account. A step writes at most one: its own, under an id that no attempt changes."""
+    """The texts of the event's account. A step writes at most one: its own, under an id that no attempt changes.
+
+    What is recorded stays, however the attempt ends: every text, sent or not, is told.
+    """
 
     def mine(self) -> Message | None:
         """Return the message that an earlier attempt of this step recorded, or None."""
@@ -146,6 +153,11 @@ class Context(Protocol):
     @property
     def idempotency_key(self) -> str:
         """The same for every attempt of this step for this event, and for nothing else."""
+        ...
+
+    @property
+    def message_id(self) -> str:
+        """The id of the message that this step records, whether it has yet or not; known to calls too."""
         ...
 
     @property

@@ -7,11 +7,12 @@ Secrets are `pydantic.SecretStr`, so that no dump or log shows them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dispatcher.plugins.effects import Effect
+from dispatcher.plugins.outcomes import Failed
 from dispatcher.text.durations import Rate
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Service(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text on its way to one person."""
+    """A text on its way to one person. `message_id` is that of its row in `messages`, whichever attempt this is."""
 
     message_id: str
     to_addr: str
@@ -48,8 +49,8 @@ class Text:
 class Sender(Service):
     """A service that delivers texts to people.
 
-    `effect` is TRANSACTION for a sender that only writes to the store (`record` does its work) and CALL for one
-    that reaches a gateway (`send` does). `keyed` tells whether the gateway honours idempotency keys.
+    A sender that reaches a gateway has the effect CALL and overrides `send`; one that leaves the text in the store,
+    for a relay to hand on, has the effect TRANSACTION and overrides `queue`. `send_sms` writes the row in `messages`.
     """
 
     effect: ClassVar[Effect] = Effect.CALL
@@ -64,13 +65,11 @@ class Sender(Service):
     def send(self, text: Text) -> Outcome:
         """Hand one text to the gateway, in a thread of the call pool.
 
-        `Done.result` is a mapping with `gateway_id`, or None where the gateway gives no id.
+        `Done.result` is a mapping with `gateway_id`, or None where the gateway gives no id. Unknown says that the
+        text may have been sent; what surely was not is RetryLater or Failed.
         """
-        raise NotImplementedError(f"sender {type(self).__name__} delivers by transaction and makes no calls")
+        return Failed(f"sender {type(self).__name__} makes no calls")
 
     def queue(self, text: Text, context: Context) -> Outcome:
-        """Queue one text within the batch's transaction; only for senders whose effect is TRANSACTION."""
-        raise NotImplementedError(f"sender {type(self).__name__} delivers by call and cannot queue")
-
-
-Connections = dict[str, Any]
+        """Queue one text within the batch's transaction."""
+        return Failed(f"sender {type(self).__name__} cannot queue")
