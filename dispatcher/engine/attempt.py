@@ -1,0 +1,126 @@
+"""One attempt of a step: its params rendered and typed, its handler run behind the one boundary that catches all."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from dispatcher.engine.records import Run
+from dispatcher.engine.unit import StepContext
+from dispatcher.plugins.handler import Handler
+from dispatcher.plugins.outcomes import Done, Failed, Outcome, RetryLater, Unknown
+from dispatcher.rules.expressions import ExpressionError
+from dispatcher.rules.plan import Step
+
+_TRACEBACK_LIMIT = 4000
+_TRANSIENT = (ConnectionError, TimeoutError)
+_OUTCOMES = (Done, RetryLater, Failed, Unknown)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A step of a run, bound to its rendered params and ready to be executed."""
+
+    run: Run
+    step: Step
+    handler: Handler
+
+
+def scope_of(run: Run) -> dict[str, Any]:
+    """Return the names that the expressions of a run's steps see."""
+    if not run.scope:
+        event = run.stored.event
+        run.scope = {
+            "event": event,
+            "data": event.data,
+            "steps": run.results,
+            "vars": run.chain.vars,
+            "run": {"id": run.run_id, "started_at": run.started_at},
+        }
+    return run.scope
+
+
+def bind(run: Run, step: Step, region: str | None) -> Attempt | Failed:
+    """Render and type the params of a step, or say why they cannot be."""
+    assert step.handler is not None
+    assert step.params is not None
+    try:
+        params = step.params.render(scope_of(run))
+        handler = step.handler.model_validate(params, context={"region": region})
+    except ExpressionError as error:
+        return Failed(str(error))
+    except ValidationError as error:
+        return Failed(explained(error))
+    return Attempt(run, step, handler)
+
+
+def explained(error: ValidationError) -> str:
+    """Say in one line which params do not fit, and why; the values themselves are people's data and stay out."""
+    parts = []
+    for item in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"]) or "params"
+        parts.append(f"{where}: {item['msg']}")
+    return "bad param: " + "; ".join(parts)
+
+
+def guarded(call: Callable[[], Any], handler: Handler, event_type: str) -> Outcome | Awaitable[Any]:
+    """Run a handler's method: what escapes becomes an outcome. An awaitable is handed back as it is.
+
+    This is the one place that catches everything: a plugin must not take the worker down.
+    """
+    try:
+        returned = call()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the step boundary
+        return outcome_of_error(error, handler)
+    if inspect.isawaitable(returned):
+        return returned
+    return checked(returned, handler, event_type)
+
+
+def outcome_of_error(error: BaseException, handler: Handler) -> Outcome:
+    """Return the outcome of an attempt that ended with an exception: transient ones are tried again."""
+    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, (*_TRANSIENT, *handler.transient)):
+        return RetryLater(reason=said)
+    trace = "".join(traceback.format_exception(error))[-_TRACEBACK_LIMIT:]
+    return Failed(f"{said}\n{trace}")
+
+
+def checked(returned: Any, handler: Handler, event_type: str) -> Outcome:
+    """Return what a handler returned if it is an outcome; anything else is the handler's mistake."""
+    if isinstance(returned, _OUTCOMES):
+        return returned
+    name = type(handler).__name__
+    return Failed(
+        f"{name} returned {type(returned).__name__} for {event_type!r} instead of an outcome; "
+        "a handler returns Done, RetryLater, Failed or Unknown"
+    )
+
+
+def prepared(attempt: Attempt, context: StepContext) -> Outcome | None:
+    """Run `prepare` of a CALL: None when the call is to start."""
+    event = attempt.run.stored.event
+    handler = attempt.handler
+    returned: list[Any] = []
+    broken = guarded(lambda: returned.append(handler.prepare(event, context)), handler, event.event_type)
+    if not returned:
+        assert isinstance(broken, Failed | RetryLater)
+        return broken
+    return None if returned[0] is None else checked(returned[0], handler, event.event_type)
+
+
+def concluded(attempt: Attempt, context: StepContext, outcome: Outcome) -> tuple[Outcome, bool]:
+    """Run `conclude` of a CALL on what the call brought back; False when it broke and what it wrote is void."""
+    event = attempt.run.stored.event
+    handler = attempt.handler
+    finished: list[Any] = []
+    final = guarded(lambda: finished.append(handler.conclude(event, context, outcome)), handler, event.event_type)
+    if not finished:
+        assert isinstance(final, Failed | RetryLater)
+        return final, False
+    return checked(finished[0], handler, event.event_type), True

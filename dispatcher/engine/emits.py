@@ -1,0 +1,141 @@
+"""Emitted events and published messages: derived ids, the loop guard, and the outbox rows of one step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dispatcher.engine.intake import add_event
+from dispatcher.engine.records import EVENT_STATE, Run, StoredEvent
+from dispatcher.engine.unit import Overlay
+from dispatcher.events.event import Event
+from dispatcher.events.identity import canonical_hash, derived_uuid7, uuid7
+from dispatcher.events.limits import Limits
+from dispatcher.events.wire import Refusal, decode, encode
+from dispatcher.plugins.outcomes import Emit, Publish
+from dispatcher.rules.plan import Step
+
+# Where emitted events go when they are published: a topic exchange, keyed <conversation_type>.<event_type>.
+EVENT_EXCHANGE = "vumi.events"
+
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class LoopGuard:
+    """How far events may beget events."""
+
+    max_hops: int = 8
+    max_events_per_root: int = 1000
+
+
+class Emitter:
+    """Turns what a step emits into events of the same batch."""
+
+    def __init__(self, overlay: Overlay, limits: Limits, guard: LoopGuard) -> None:
+        self._overlay = overlay
+        self._limits = limits
+        self._guard = guard
+        self._families: dict[str, tuple[int, bool]] = {}
+
+    def build(self, run: Run, step: Step, emits: Sequence[Emit]) -> list[Event]:
+        """Return the events that these emits stand for. Raises Refusal where one breaks a limit of events."""
+        parent = run.stored.event
+        events = []
+        for index, emit in enumerate(emits):
+            event = Event(
+                event_id=derived_uuid7(self._overlay.now_ms, run.run_id, step.id, index, repr(run.cursor)),
+                account_key=emit.account_key or parent.account_key,
+                conversation_key=emit.conversation_key or parent.conversation_key,
+                conversation_type=emit.conversation_type or parent.conversation_type,
+                event_type=emit.event_type,
+                data=plain(emit.event_data),
+                timestamp=self._overlay.now,
+                root_id=parent.root_id,
+                parent_id=parent.event_id,
+                hops=parent.hops + 1,
+                source="emitted",
+                traceparent=parent.traceparent,
+            )
+            # One gate for all events: what a step emits obeys what is asked of those from outside.
+            decode(_to_json(encode(event)).encode(), self._limits)
+            events.append(event)
+        return events
+
+    def add(self, events: Sequence[Event], emits: Sequence[Emit], run: Run) -> list[StoredEvent]:
+        """Put the events into the batch and return those that may go on; the loop guard stops the others."""
+        going_on = []
+        for event, emit in zip(events, emits, strict=True):
+            body_hash = canonical_hash(
+                event.account_key, event.conversation_key, event.conversation_type, event.event_type, event.data
+            )
+            count, looped = self._family(event.root_id)
+            stored = add_event(event, self._overlay, body_hash=body_hash)
+            over = event.hops > self._guard.max_hops or count >= self._guard.max_events_per_root
+            self._families[event.root_id] = (count + 1, looped or over)
+            if over:
+                self._overlay.changes.events[stored.seq][EVENT_STATE] = "dead"
+                if not looped:
+                    self._park(event, run, count)
+                continue
+            going_on.append(stored)
+            if emit.publish:
+                key = f"{event.conversation_type or 'unknown'}.{event.event_type}"
+                self._outbox(EVENT_EXCHANGE, key, _to_json(encode(event)), event.event_id, run)
+        return going_on
+
+    def publish(self, publishes: Sequence[Publish], run: Run, step: Step) -> None:
+        """Put messages for a broker into the outbox."""
+        for index, message in enumerate(publishes):
+            message_id = derived_uuid7(self._overlay.now_ms, run.run_id, step.id, "publish", index, repr(run.cursor))
+            self._outbox(message.exchange, message.routing_key, _to_json(plain(message.body)), message_id, run)
+
+    def _outbox(self, exchange: str, routing_key: str, body: str, message_id: str, run: Run) -> None:
+        now = self._overlay.now_text
+        destination = f"amqp:{exchange}/{routing_key}"
+        row = (destination, body, message_id, "ready", now, run.stored.event.event_id, run.run_id, now)
+        self._overlay.changes.outbox.append(row)
+
+    def _family(self, root_id: str) -> tuple[int, bool]:
+        known = self._families.get(root_id)
+        if known is None:
+            known = self._families[root_id] = self._overlay.reads.family(root_id)
+        return known
+
+    def _park(self, event: Event, run: Run, count: int) -> None:
+        """One dead letter tells of the whole loop; the events that it stopped are stored as dead, each."""
+        detail = (
+            f"chain {run.chain.name!r} emitted {event.event_type!r} at hop {event.hops} "
+            f"(at most {self._guard.max_hops}), event {count + 1} of its root {event.root_id} "
+            f"(at most {self._guard.max_events_per_root}); nothing further runs from here"
+        )
+        self._overlay.changes.dead_letters.append(
+            (
+                uuid7(self._overlay.now_ms),
+                "event",
+                "loop",
+                detail,
+                event.account_key,
+                event.event_id,
+                run.run_id,
+                _to_json(encode(event)).encode(),
+                self._overlay.now_text,
+            )
+        )
+
+
+def plain(value: object) -> dict[str, object]:
+    """Return a mapping that may be a read-only view as plain JSON objects and arrays."""
+    copied = _plain(value)
+    if not isinstance(copied, dict):
+        raise Refusal("wrong_type", "event_data is not an object")
+    return copied
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    return value

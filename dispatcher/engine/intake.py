@@ -1,0 +1,165 @@
+"""From deliveries to stored events: decoded, told apart, and refused with a reason and their raw bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from dispatcher.engine.records import Changes, StoredEvent, as_text
+from dispatcher.engine.unit import Overlay
+from dispatcher.events.event import Event
+from dispatcher.events.identity import canonical_hash, uuid7
+from dispatcher.events.limits import Limits
+from dispatcher.events.wire import Envelope, Refusal, decode
+
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One hand-over of an event by a source. `message_id` is the identity that the source's envelope carries."""
+
+    body: bytes
+    source: str = "embedded"
+    message_id: str | None = None
+    redelivered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a delivery: the event stored, found to be a duplicate, or refused with a code."""
+
+    kind: Literal["stored", "duplicate", "refused"]
+    event_id: str | None = None
+    code: str | None = None
+    detail: str | None = None
+    stored: StoredEvent | None = None
+
+
+class Intake:
+    """Admits deliveries into a batch."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    def admit(self, deliveries: Iterable[Delivery], overlay: Overlay) -> list[Receipt]:
+        """Return a receipt for each delivery, in order; rows for what is new or refused go into the changes."""
+        opened = [(delivery, self._open(delivery)) for delivery in deliveries]
+        known = overlay.reads.known_events(
+            [
+                (envelope.account_key, envelope.event_id)
+                for _, envelope in opened
+                if isinstance(envelope, Envelope) and envelope.event_id is not None
+            ]
+        )
+        receipts = []
+        for delivery, envelope in opened:
+            if isinstance(envelope, Refusal):
+                receipts.append(_refuse(overlay, delivery, envelope.code, envelope.detail))
+                continue
+            body_hash = canonical_hash(
+                envelope.account_key,
+                envelope.conversation_key,
+                envelope.conversation_type,
+                envelope.event_type,
+                envelope.data,
+            )
+            if envelope.event_id is not None:
+                key = (envelope.account_key, envelope.event_id)
+                earlier = known.get(key)
+                if earlier == body_hash:
+                    receipts.append(Receipt("duplicate", event_id=envelope.event_id))
+                    continue
+                if earlier is not None:
+                    detail = "an event with this id and another content was seen before"
+                    receipts.append(_refuse(overlay, delivery, "id_conflict", detail, envelope))
+                    continue
+                known[key] = body_hash
+            stored = self._store(envelope, delivery, body_hash, overlay)
+            receipts.append(Receipt("stored", event_id=stored.event.event_id, stored=stored))
+        return receipts
+
+    def _open(self, delivery: Delivery) -> Envelope | Refusal:
+        try:
+            envelope = decode(delivery.body, self._limits)
+        except Refusal as refusal:
+            return refusal
+        if delivery.message_id:
+            # The source's own envelope is the stronger identity: it is what the broker would deliver again.
+            envelope.event_id = delivery.message_id
+        return envelope
+
+    def _store(self, envelope: Envelope, delivery: Delivery, body_hash: bytes, overlay: Overlay) -> StoredEvent:
+        weak = envelope.event_id is None
+        event_id = envelope.event_id or uuid7(overlay.now_ms)
+        event = Event(
+            event_id=event_id,
+            account_key=envelope.account_key,
+            conversation_key=envelope.conversation_key,
+            conversation_type=envelope.conversation_type,
+            event_type=envelope.event_type,
+            data=envelope.data,
+            timestamp=envelope.timestamp or overlay.now,
+            subject=envelope.subject,
+            root_id=envelope.root_id or event_id,
+            parent_id=envelope.parent_id,
+            hops=envelope.hops,
+            source=delivery.source,
+            traceparent=envelope.traceparent,
+            extra=envelope.extra,
+        )
+        return add_event(event, overlay, body_hash=body_hash, weak=weak)
+
+
+def add_event(event: Event, overlay: Overlay, *, body_hash: bytes, weak: bool = False) -> StoredEvent:
+    """Put a new event, with its row in the dedupe table, into the batch."""
+    seq = overlay.reads.reserve("events")
+    now_text = overlay.now_text
+    day = now_text[:10]
+    changes: Changes = overlay.changes
+    # A list, as matching fills in the state if it comes in the same batch; the order is EVENT_COLUMNS.
+    changes.events[seq] = [
+        seq,
+        event.event_id,
+        event.account_key,
+        event.conversation_key,
+        event.conversation_type,
+        event.event_type,
+        _to_json(event.data),
+        now_text if event.timestamp is overlay.now else as_text(event.timestamp),
+        now_text,
+        day,
+        event.source,
+        event.subject,
+        event.root_id,
+        event.parent_id,
+        event.hops,
+        event.traceparent,
+        _to_json(event.extra) if event.extra else None,
+        weak,
+        "new",
+        None,
+        None,
+    ]
+    changes.event_ids.append((event.account_key, event.event_id, seq, body_hash, day))
+    return StoredEvent(seq, event, now_text)
+
+
+def _refuse(overlay: Overlay, delivery: Delivery, code: str, detail: str, envelope: Envelope | None = None) -> Receipt:
+    """Park the delivery with its raw bytes; the others go on."""
+    overlay.changes.dead_letters.append(
+        (
+            uuid7(overlay.now_ms),
+            "delivery",
+            code,
+            detail,
+            envelope.account_key if envelope else None,
+            envelope.event_id if envelope else delivery.message_id,
+            None,
+            delivery.body,
+            overlay.now_text,
+        )
+    )
+    return Receipt("refused", event_id=envelope.event_id if envelope else None, code=code, detail=detail)

@@ -1,0 +1,86 @@
+"""What the engine asks of the world around it, as protocols: bulk reads, keys, call slots, the crash guard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from dispatcher.plugins.context import Contact, Message
+from dispatcher.plugins.services import Sender, Service
+from dispatcher.rules.plan import Chain
+
+Key = tuple[str, str]  # (account_key, number) or (account_key, event_id)
+
+
+class Reads(Protocol):
+    """Bulk reads within the batch's transaction. Keys that name nothing are absent from the answer."""
+
+    def known_events(self, keys: Iterable[Key]) -> dict[Key, bytes]:
+        """Return the body hash of each (account, event id) that was seen before."""
+        ...
+
+    def contacts(self, keys: Iterable[Key]) -> dict[Key, Contact]:
+        """Return the contacts with these (account, number) keys."""
+        ...
+
+    def opt_outs(self, keys: Iterable[Key]) -> dict[Key, str]:
+        """Return the reason for each (account, number) that is opted out."""
+        ...
+
+    def message(self, message_id: str) -> Message | None:
+        """Return one message, or None."""
+        ...
+
+    def family(self, root_id: str) -> tuple[int, bool]:
+        """Return how many events descend from this root, and whether one of them was stopped by the loop guard."""
+        ...
+
+    def reserve(self, table: str) -> int:
+        """Return a fresh `seq` for a row of `events` or `runs`."""
+        ...
+
+
+class Connections(Protocol):
+    """The open senders and services, by name."""
+
+    @property
+    def senders(self) -> Mapping[str, Sender]:
+        """The senders."""
+        ...
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """The services."""
+        ...
+
+
+class Slots(Protocol):
+    """Room for calls: each lane (connection) has its own bound and rate."""
+
+    def reserve(self, lane: str) -> bool:
+        """Take a slot in this lane, if one is free now."""
+        ...
+
+    def release(self, lane: str) -> None:
+        """Give back a slot that was reserved and not used."""
+        ...
+
+
+class Guard(Protocol):
+    """Knows which event is being advanced, so that a crash or a hang can be laid at its door."""
+
+    def enter(self, event_seq: int, what: str) -> None:
+        """A handler is about to run for this event."""
+        ...
+
+    def leave(self) -> None:
+        """No handler is running."""
+        ...
+
+
+class Chains(Protocol):
+    """Where pinned chains come from: the plan in force, else the text stored with the run."""
+
+    def chain(self, digest: str) -> Chain | str:
+        """Return the chain with this digest, or why it can no longer be bound."""
+        ...

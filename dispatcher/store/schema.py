@@ -1,0 +1,250 @@
+"""The tables, in SQLAlchemy Core: for migrations and for the cold queries of the command line.
+
+The hot statements are in `sqlite`; a test proves that migrating from nothing leads to exactly these tables.
+Times are ISO 8601 text in UTC, which sorts as it stands; JSON is text. Inside, rows are known by `seq`; what people
+and programs see are UUIDs that sort by time.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData()
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("event_id", Text, nullable=False),
+    Column("account_key", Text, nullable=False),
+    Column("conversation_key", Text, nullable=False),
+    Column("conversation_type", Text),
+    Column("event_type", Text, nullable=False),
+    Column("event_data", Text, nullable=False),
+    Column("timestamp", Text, nullable=False),
+    Column("received_at", Text, nullable=False),
+    Column("received_on", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("subject", Text),
+    Column("root_id", Text, nullable=False),
+    Column("parent_id", Text),
+    Column("hops", Integer, nullable=False),
+    Column("traceparent", Text),
+    Column("extra", Text),
+    Column("weak", Boolean(create_constraint=False), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("rulebook_digest", Text),
+    # Why a condition could not be told, or why the event is dead.
+    Column("note", Text),
+    # Replaying with --again opens a new generation of runs.
+    Column("generation", Integer, nullable=False, server_default=text("1")),
+    Column("crash_count", Integer, nullable=False, server_default=text("0")),
+)
+# What is new, by account, so that accounts take turns; rows leave the index when they are matched.
+Index("events_new", events.c.account_key, events.c.seq, sqlite_where=events.c.state == text("'new'"))
+# The loop guard counts the descendants of a root; events from outside stay out of this index.
+Index("events_family", events.c.root_id, sqlite_where=events.c.hops > text("0"))
+
+event_ids = Table(
+    "event_ids",
+    metadata,
+    Column("account_key", Text, primary_key=True),
+    Column("event_id", Text, primary_key=True),
+    Column("event_seq", Integer, nullable=False),
+    Column("body_hash", LargeBinary, nullable=False),
+    Column("received_on", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+chains = Table(
+    "chains",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("first_used_at", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("run_id", Text, nullable=False),
+    Column("event_seq", Integer, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("account_key", Text, nullable=False),
+    Column("chain", Text, nullable=False),
+    Column("chain_digest", Text, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("started_at", Text, nullable=False),
+    Column("received_on", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("step", Text),
+    Column("position", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("due_at", Text),
+    # Which connection's slots a ready call waits for; empty for everything else.
+    Column("lane", Text, nullable=False),
+    Column("error", Text),
+    Column("cursor", Text),
+    Column("step_started_at", Text),
+    # How a person settled an unknown outcome: sent or not_sent.
+    Column("resolution", Text),
+    Column("finished_at", Text),
+    # Reserved by the rulebook's grammar (`key:`) and by many workers (leases).
+    Column("key", Text),
+    Column("owner", Text),
+    Column("lease_token", Integer),
+    UniqueConstraint("event_seq", "chain", "generation", name="runs_once"),
+)
+Index("runs_by_id", runs.c.run_id, unique=True)
+Index("runs_due", runs.c.lane, runs.c.due_at, sqlite_where=runs.c.due_at.is_not(None))
+Index("runs_due_by_account", runs.c.lane, runs.c.account_key, runs.c.due_at, sqlite_where=runs.c.due_at.is_not(None))
+Index("runs_open", runs.c.state, sqlite_where=runs.c.state.in_(("running", "held")))
+
+steps = Table(
+    "steps",
+    metadata,
+    Column("run_seq", Integer, primary_key=True),
+    Column("position", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("step", Text, nullable=False),
+    Column("handler", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("result", Text),
+    Column("error", Text),
+    Column("started_at", Text, nullable=False),
+    Column("finished_at", Text),
+    Column("received_on", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("destination", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("message_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("not_before", Text, nullable=False),
+    Column("owner", Text),
+    Column("lease_token", Integer),
+    Column("event_id", Text),
+    Column("run_id", Text),
+    Column("at", Text, nullable=False),
+)
+Index("outbox_ready", outbox.c.not_before, sqlite_where=outbox.c.state == text("'ready'"))
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("dead_id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("account_key", Text),
+    Column("event_id", Text),
+    Column("run_id", Text),
+    Column("body", LargeBinary),
+    Column("at", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'open'")),
+)
+Index("dead_letters_by_id", dead_letters.c.dead_id, unique=True)
+Index("dead_letters_by_event", dead_letters.c.event_id)
+
+contacts = Table(
+    "contacts",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("contact_key", Text, nullable=False),
+    Column("account_key", Text, nullable=False),
+    Column("msisdn", Text, nullable=False),
+    Column("name", Text),
+    Column("surname", Text),
+    Column("email_address", Text),
+    Column("language", Text),
+    Column("groups", Text, nullable=False),
+    Column("subscription", Text, nullable=False),
+    Column("extra", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("updated_at", Text, nullable=False),
+    UniqueConstraint("account_key", "msisdn", name="contacts_one_per_number"),
+)
+Index("contacts_by_key", contacts.c.contact_key)
+
+opt_outs = Table(
+    "opt_outs",
+    metadata,
+    Column("account_key", Text, primary_key=True),
+    Column("msisdn", Text, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("at", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+messages = Table(
+    "messages",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("message_id", Text, nullable=False),
+    Column("account_key", Text, nullable=False),
+    Column("to_addr", Text, nullable=False),
+    Column("from_addr", Text),
+    Column("content", Text, nullable=False),
+    Column("segments", Integer, nullable=False),
+    Column("encoding", Text, nullable=False),
+    Column("sender", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("gateway_id", Text),
+    Column("error", Text),
+    Column("event_id", Text, nullable=False),
+    Column("run_id", Text, nullable=False),
+    Column("step", Text, nullable=False),
+    Column("at", Text, nullable=False),
+    Column("received_on", Text, nullable=False),
+)
+Index("messages_by_id", messages.c.message_id, unique=True)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("at", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("verb", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("detail", Text),
+)
+
+# Numbers that were erased, as keyed hashes: a replay must not bring the person back.
+suppressions = Table(
+    "suppressions",
+    metadata,
+    Column("number_hash", LargeBinary, primary_key=True),
+    Column("at", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Facts about the store itself: `installation` (part of every idempotency key), `secret` (keys the suppressions).
+facts = Table(
+    "facts",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
