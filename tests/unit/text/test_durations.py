@@ -42,8 +42,10 @@ def test_duration_is_read_as_written(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "5", "s", "5 minutes", "5M", "1.5h", "-5m", "0s", "0h0m", "30m1h", "1h1h", "PT5M", "1y", "367d", "53w"]
-    + ["9" * 5000 + "s", "999999999999w", "5m\x00", "٥m", "1h30", "1:30:00"],
+    [
+        *["", " ", "5", "s", "5 minutes", "5M", "1.5h", "-5m", "0s", "0h0m", "30m1h", "1h1h", "PT5M", "1y", "367d"],
+        *["53w", "9" * 5000 + "s", "999999999999w", "5m\x00", "\N{ARABIC-INDIC DIGIT FIVE}m", "1h30", "1:30:00"],
+    ],
 )
 def test_what_is_no_duration_is_refused_with_a_pattern_to_follow(text):
     with pytest.raises(BadDuration) as refused:
@@ -109,8 +111,10 @@ def test_models_take_durations_and_rates_as_text():
 
 @pytest.mark.parametrize(
     ("fields", "code"),
-    [({"wait": "soon"}, "bad_duration"), ({"wait": 30}, "bad_duration"), ({"wait": None}, "bad_duration")]
-    + [({"rate": "fast"}, "bad_rate"), ({"rate": []}, "bad_rate"), ({"rate": {}}, "bad_rate")],
+    [
+        *[({"wait": value}, "bad_duration") for value in ("soon", 30, None, True, [])],
+        *[({"rate": value}, "bad_rate") for value in ("fast", True, [], {})],
+    ],
 )
 def test_models_refuse_others_with_a_code(fields, code):
     with pytest.raises(ValidationError) as refused:

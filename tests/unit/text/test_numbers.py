@@ -59,8 +59,11 @@ def test_every_spelling_of_a_number_becomes_the_same_e164_text(raw, region, expe
 
 @pytest.mark.parametrize(
     "raw",
-    ["", "   ", "abc", "+", "12", "+27", "+27821", "+278212345678901", "+999123456789", "0" * 10_000, "+27821234567x5"]
-    + [None, True, 1.5, -27821234567, 10**4000, {"a": 1}, [1], "\ud800", "\x00", "+27\x00", "¹²³⁴⁵⁶⁷⁸⁹"],
+    [
+        *["", "   ", "abc", "+", "12", "+27", "+27821", "+278212345678901", "+999123456789", "+27821234567x5"],
+        *["0" * 10_000, "\ud800", "\x00", "+27\x00", "¹²³⁴⁵⁶⁷⁸⁹"],
+        *[None, True, 1.5, -27821234567, 10**4000, {"a": 1}, [1]],
+    ],
 )
 def test_what_is_no_possible_number_is_refused(raw):
     with pytest.raises(BadNumber):
