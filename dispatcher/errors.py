@@ -6,6 +6,7 @@
     │   ├── RulebookRefused         the rulebook has problems; carries all of them
     │   ├── StoreInUse              another process holds the store's lock
     │   └── StoreUnusable           unreadable, read-only, newer than this version, full
+    ├── RowsRefused                 a row of a batch cannot be stored
     ├── NotFound                    an id names nothing in the store
     ├── NotPossible                 the thing named is in a state that does not allow the request
     └── UsageError                  arguments that contradict each other (exit code 2)
@@ -86,6 +87,10 @@ class StoreInUse(CannotStart):
 
 class StoreUnusable(CannotStart):
     """The store cannot be opened or written: unreadable, read-only, full, or made by a newer version."""
+
+
+class RowsRefused(DispatcherError):
+    """The database takes a row of a batch for impossible; the batch is halved until the culprit is found."""
 
 
 class NotFound(DispatcherError):

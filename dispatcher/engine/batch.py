@@ -46,6 +46,7 @@ class Call:
     stored: StoredEvent
     context: CallContext
     timeout: timedelta
+    keyed: bool
     chain: str
     step_id: str
 
@@ -77,6 +78,7 @@ class Batch:
         self.overlay = Overlay(reads, now)
         self.calls: list[Call] = []
         self.counts = Counts()
+        self.queued_calls = 0
         self._began = engine.clock.monotonic()
         self._emitter = Emitter(self.overlay, engine.limits, engine.loop_guard)
         self._transitions = Transitions(self.overlay, self._emitter, engine.limits)
@@ -276,6 +278,7 @@ class Batch:
         assert step.settled is not None
         lane = step.settled.connection or "calls"
         if not self.engine.slots.reserve(lane):
+            self.queued_calls += 1
             self._transitions.queue_call(run, step, lane)
             return
         early = prepared(attempt, context)
@@ -295,6 +298,7 @@ class Batch:
                 stored=run.stored,
                 context=CallContext(context, self.engine.connections),
                 timeout=step.timeout,
+                keyed=step.settled.keyed,
                 chain=run.chain.name,
                 step_id=step.id,
             )

@@ -1,0 +1,263 @@
+"""Calls to the outside: bounded by connection and in all, run in threads or on one event loop, timed out, counted.
+
+A thread cannot be ended from outside. One that is past its timeout is abandoned: its run goes on without it, what
+it brings back later is dropped, and when all threads are lost that way the worker asks to be restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import queue
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from dispatcher.clock import Clock
+from dispatcher.engine.attempt import checked, guarded, outcome_of_error
+from dispatcher.engine.batch import Call, CallReturn
+from dispatcher.plugins.outcomes import Outcome, RetryLater, Unknown
+from dispatcher.plugins.services import Service
+from dispatcher.telemetry import log
+from dispatcher.worker.guard import CrashGuard
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What bounds the calls of one connection: how many at once, and how many may start in a time."""
+
+    concurrency: int
+    per_second: float | None
+    taken: int = 0
+    allowance: float = 1.0
+    counted_at: float = 0.0
+
+    def reserve(self, now: float) -> bool:
+        if self.taken >= self.concurrency:
+            return False
+        if self.per_second is not None:
+            burst = max(1.0, self.per_second / 10)
+            self.allowance = min(burst, self.allowance + (now - self.counted_at) * self.per_second)
+            self.counted_at = now
+            if self.allowance < 1.0:
+                return False
+            self.allowance -= 1.0
+        self.taken += 1
+        return True
+
+    def pause(self, now: float) -> float | None:
+        """Return in how many seconds the rate allows the next start; None when only a returning call makes room."""
+        if self.taken >= self.concurrency or self.per_second is None:
+            return None
+        return max(0.0, (1.0 - self.allowance) / self.per_second - (now - self.counted_at))
+
+
+@dataclass(slots=True)
+class _Flight:
+    call: Call
+    deadline: float
+    slot: int
+    settled: bool = False
+    future: Future[object] | None = None
+
+
+class Calls:
+    """The pool. `reserve` and `release` are the engine's `Slots`; only the worker's own thread uses the rest."""
+
+    def __init__(self, *, threads: int, clock: Clock, guard: CrashGuard, wake: Callable[[], None]) -> None:
+        self._clock = clock
+        self._guard = guard
+        self._wake = wake
+        self._threads = threads
+        self._lanes: dict[str, _Lane] = {}
+        self._taken = 0
+        self._flights: dict[int, _Flight] = {}
+        self._abandoned = 0
+        self._lock = threading.Lock()
+        self._returned: deque[CallReturn] = deque()
+        self._jobs: queue.SimpleQueue[_Flight | None] = queue.SimpleQueue()
+        self._started_threads = 0
+        self._idle_threads = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def configure(self, connections: Mapping[str, Service]) -> None:
+        """Set the bounds of each lane; `connections` are keyed as `Settled.connection` names them."""
+        lanes = {
+            name: _Lane(service.concurrency, service.rate.per_second if service.rate else None)
+            for name, service in connections.items()
+        }
+        lanes["calls"] = _Lane(self._threads, None)
+        for name, lane in lanes.items():
+            known = self._lanes.get(name)
+            if known is not None:
+                lane.taken = known.taken
+            self._lanes[name] = lane
+
+    # Slots.
+
+    def reserve(self, lane: str) -> bool:
+        """Take a slot in this lane, if one is free now."""
+        if self._taken + self._abandoned >= self._threads:
+            return False
+        if lane not in self._lanes:
+            self._lanes[lane] = _Lane(self._threads, None)
+        if not self._lanes[lane].reserve(self._clock.monotonic()):
+            return False
+        self._taken += 1
+        return True
+
+    def release(self, lane: str) -> None:
+        """Give a slot back."""
+        self._lanes[lane].taken -= 1
+        self._taken -= 1
+
+    def free(self, lane: str) -> int:
+        """Return how many calls of this lane could start now."""
+        if lane not in self._lanes:
+            return self._threads
+        known = self._lanes[lane]
+        room = min(known.concurrency - known.taken, self._threads - self._taken - self._abandoned)
+        if known.per_second is not None and known.pause(self._clock.monotonic()) != 0.0:
+            return 0
+        return max(0, room)
+
+    def next_start(self, lanes: Mapping[str, int]) -> float | None:
+        """Return in how many seconds a rate lets the next waiting call start; None when none is held by its rate."""
+        now = self._clock.monotonic()
+        pauses = [self._lanes[lane].pause(now) for lane in lanes if lane in self._lanes]
+        known = [pause for pause in pauses if pause is not None]
+        return min(known) if known else None
+
+    # Flights.
+
+    @property
+    def under_way(self) -> int:
+        """How many calls are under way."""
+        return len(self._flights)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every thread was lost to a call that never came back."""
+        return self._abandoned >= self._threads
+
+    @property
+    def has_returns(self) -> bool:
+        """Whether a call came back that the batch has not seen."""
+        return bool(self._returned)
+
+    def start(self, call: Call) -> None:
+        """Start a call whose start is committed."""
+        slot = self._guard.enter_call(call.stored.seq)
+        flight = _Flight(call, self._clock.monotonic() + call.timeout.total_seconds(), slot)
+        self._flights[id(flight)] = flight
+        if inspect.iscoroutinefunction(call.handler.run):
+            self._on_loop(flight, None)
+            return
+        with self._lock:
+            if self._idle_threads == 0 and self._started_threads < self._threads:
+                self._started_threads += 1
+                threading.Thread(target=self._serve, name=f"call-{self._started_threads}", daemon=True).start()
+            else:
+                self._idle_threads -= 1
+        self._jobs.put(flight)
+
+    def returns(self, limit: int) -> list[CallReturn]:
+        """Return calls that came back, the oldest first; they stay until `forget`."""
+        return [self._returned[index] for index in range(min(limit, len(self._returned)))]
+
+    def forget(self, count: int) -> None:
+        """Drop the oldest returns: they are committed."""
+        for _ in range(count):
+            self._returned.popleft()
+
+    def expire(self) -> None:
+        """Settle what is past its timeout: nobody knows whether it acted, unless its key makes that harmless."""
+        now = self._clock.monotonic()
+        # A copy made in one step: call threads take flights out meanwhile.
+        for flight in list(self._flights.values()):
+            if flight.deadline > now:
+                continue
+            call = flight.call
+            reason = f"no answer within {call.timeout.total_seconds():g} s"
+            outcome: Outcome = RetryLater(reason=reason) if call.keyed else Unknown(reason)
+            future = flight.future
+            if self._settle(flight, outcome):
+                log.warning("call.timed_out", chain=call.chain, step=call.step_id, event=call.stored.event.event_id)
+                if future is not None:
+                    future.cancel()
+                else:
+                    with self._lock:
+                        self._abandoned += 1
+
+    def next_deadline(self) -> float | None:
+        """Return in how many seconds the next call times out."""
+        flights = list(self._flights.values())
+        if not flights:
+            return None
+        return max(0.0, min(flight.deadline for flight in flights) - self._clock.monotonic())
+
+    def close(self) -> None:
+        """End the idle threads and the event loop; what still runs is left to the process's end."""
+        for _ in range(self._started_threads):
+            self._jobs.put(None)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    # In the call threads.
+
+    def _serve(self) -> None:
+        while (flight := self._jobs.get()) is not None:
+            call = flight.call
+            event = call.stored.event
+            returned = guarded(lambda: call.handler.run(event, call.context), call.handler, event.event_type)  # noqa: B023
+            if inspect.isawaitable(returned):
+                self._on_loop(flight, returned)
+            elif not self._settle(flight, returned):
+                with self._lock:
+                    self._abandoned -= 1  # it came back after all
+            with self._lock:
+                self._idle_threads += 1
+
+    def _on_loop(self, flight: _Flight, awaitable: Awaitable[object] | None) -> None:
+        call = flight.call
+        event = call.stored.event
+
+        async def run() -> object:
+            if awaitable is not None:
+                return await awaitable
+            result = call.handler.run(event, call.context)
+            return await result if inspect.isawaitable(result) else result
+
+        def done(future: Future[object]) -> None:
+            if future.cancelled():
+                return
+            error = future.exception()
+            if error is not None:
+                self._settle(flight, outcome_of_error(error, call.handler))
+            else:
+                self._settle(flight, checked(future.result(), call.handler, event.event_type))
+
+        future = asyncio.run_coroutine_threadsafe(run(), self._event_loop())
+        flight.future = future
+        future.add_done_callback(done)
+
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="call-loop", daemon=True).start()
+            return self._loop
+
+    def _settle(self, flight: _Flight, outcome: Outcome) -> bool:
+        """Hand an outcome to the batch; False when the call was settled before."""
+        with self._lock:
+            if flight.settled:
+                return False
+            flight.settled = True
+            self._returned.append(CallReturn(flight.call, outcome))
+            del self._flights[id(flight)]
+        self._guard.leave_call(flight.slot)
+        self._wake()
+        return True

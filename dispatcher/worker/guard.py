@@ -1,0 +1,125 @@
+"""Knows which event is being advanced: for the next worker after a crash, and for the watchdog during a hang.
+
+The event's `seq` stands in a small memory-mapped file while a handler runs for it. The page outlives the process,
+however it ends (SIGKILL, segfault, `os.abort`), and writing it costs no system call.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from dispatcher.clock import Clock
+from dispatcher.errors import StoreUnusable
+from dispatcher.telemetry import log
+
+EXIT_RESTART = 75
+
+_SLOT = struct.Struct("<q")
+
+
+class CrashGuard:
+    """The slot file of one store: slot 0 for the batch, the others for calls in threads."""
+
+    def __init__(self, path: Path, calls: int, clock: Clock, *, warn_after: float) -> None:
+        self._clock = clock
+        self._warn_after = warn_after
+        self._size = _SLOT.size * (calls + 1)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreUnusable(f"cannot write {path} beside the store: {error.strerror or error}.") from error
+        try:
+            # Never shorter than what an earlier worker left: its slots name the suspects.
+            self._size = max(self._size, os.fstat(descriptor).st_size)
+            os.ftruncate(descriptor, self._size)
+            self._map = mmap.mmap(descriptor, self._size)
+        finally:
+            os.close(descriptor)
+        self._free = list(range(calls, 0, -1))
+        self._lock = threading.Lock()
+        # What runs now, read by the watchdog: one tuple, replaced as a whole, so that no lock is needed.
+        self.current: tuple[int, str, float] | None = None
+
+    def suspects(self) -> list[int]:
+        """Return the `seq` of each event that was in hand when the last worker ended, and forget them."""
+        found = [_SLOT.unpack_from(self._map, at)[0] for at in range(0, self._size, _SLOT.size)]
+        self._map[:] = bytes(self._size)
+        return sorted({seq for seq in found if seq})
+
+    # The batch.
+
+    def enter(self, event_seq: int, what: str) -> None:
+        """A handler is about to run for this event, in the batch."""
+        now = self._clock.monotonic()
+        self._report(now)
+        _SLOT.pack_into(self._map, 0, event_seq)
+        self.current = (event_seq, what, now)
+
+    def leave(self) -> None:
+        """No handler runs in the batch."""
+        self._report(self._clock.monotonic())
+        _SLOT.pack_into(self._map, 0, 0)
+        self.current = None
+
+    def _report(self, now: float) -> None:
+        if self.current is not None and now - self.current[2] > self._warn_after:
+            seq, what, since = self.current
+            log.warning("handler.slow", event_seq=seq, handler=what, took_ms=round((now - since) * 1000))
+
+    # Calls.
+
+    def enter_call(self, event_seq: int) -> int:
+        """A call for this event is about to run in a thread; returns the slot to leave."""
+        with self._lock:
+            slot = self._free.pop() if self._free else 0
+        if slot:
+            _SLOT.pack_into(self._map, slot * _SLOT.size, event_seq)
+        return slot
+
+    def leave_call(self, slot: int) -> None:
+        """The call is over."""
+        if slot:
+            _SLOT.pack_into(self._map, slot * _SLOT.size, 0)
+            with self._lock:
+                self._free.append(slot)
+
+    def close(self) -> None:
+        """Let go of the file; an orderly end leaves it empty."""
+        self._map[:] = bytes(self._size)
+        self._map.close()
+
+
+class Watchdog:
+    """Ends the process when a handler hangs inside a batch: nothing else could, as the batch is one thread."""
+
+    def __init__(self, guard: CrashGuard, clock: Clock, *, hang_after: float, end: Callable[[int], None]) -> None:
+        self._guard = guard
+        self._clock = clock
+        self._hang_after = hang_after
+        self._end = end
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(min(1.0, self._hang_after / 4)):
+            current = self._guard.current
+            if current is not None and self._clock.monotonic() - current[2] > self._hang_after:
+                seq, what, since = current
+                took = round(self._clock.monotonic() - since, 1)
+                log.error("handler.hung", event_seq=seq, handler=what, took_seconds=took, exit_code=EXIT_RESTART)
+                self._end(EXIT_RESTART)
+                return

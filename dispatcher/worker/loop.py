@@ -1,0 +1,316 @@
+"""The worker: one loop that takes turns, sleeps when there is nothing to do, drains when asked, and reports."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+from dispatcher.clock import Clock, SystemClock
+from dispatcher.engine.emits import LoopGuard
+from dispatcher.engine.machine import Budget, Engine
+from dispatcher.engine.records import as_time
+from dispatcher.errors import CannotStart, DispatcherError, NotPossible, RulebookRefused, StoreUnusable
+from dispatcher.events.limits import Limits
+from dispatcher.plugins.registry import load_registry
+from dispatcher.rules.plan import Plan, load_plan
+from dispatcher.settings import Settings, process_environ
+from dispatcher.store.lock import socket_path
+from dispatcher.store.retention import Keep, Retention
+from dispatcher.store.sqlite import SqliteStore
+from dispatcher.telemetry import log
+from dispatcher.worker.administration import perform
+from dispatcher.worker.batches import Batches
+from dispatcher.worker.calls import Calls
+from dispatcher.worker.connections import OpenConnections, PinnedChains
+from dispatcher.worker.control import ControlServer
+from dispatcher.worker.guard import EXIT_RESTART, CrashGuard, Watchdog
+from dispatcher.worker.inbox import Inbox
+from dispatcher.worker.recovery import Recovery
+from dispatcher.worker.signals import Signals, Wakeup
+
+_REPORT_EVERY = 10.0
+_CHECK_ROOM_EVERY = 1.0
+_PAUSE_AFTER_STORE_ERROR = 1.0
+_SAY_AGAIN_AFTER = 60.0
+_RETENTION_EVERY = 3600.0
+# Objects that a batch makes die with it; a collection for each 700 of them, Python's default, finds nothing.
+_GC_THRESHOLD = 50_000
+
+
+def run_worker(settings: Settings, *, drain: bool) -> int:
+    """Run a worker until it is told to stop, or with `drain` until nothing is left that is due; return the exit code.
+
+    Raises CannotStart (RulebookRefused, StoreInUse, StoreUnusable) before anything was done.
+    """
+
+    def load() -> Plan:
+        return load_plan(
+            settings.rulebook,
+            load_registry(),
+            default_region=settings.default_region,
+            environ=process_environ(),
+        )
+
+    plan = load()
+    worker = Worker(settings, SqliteStore.open(settings.store_path), plan, load=load)
+    return worker.run(drain=drain)
+
+
+class Worker:
+    """One worker over one store. `load` makes a new plan when a reload is asked for."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: SqliteStore,
+        plan: Plan,
+        *,
+        load: Callable[[], Plan],
+        clock: Clock | None = None,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._load = load
+        self._clock = clock or SystemClock()
+        self._wakeup = Wakeup()
+        self._signals = Signals(self._wakeup)
+        self._guard = CrashGuard(
+            store.path.with_name(store.path.name + ".slot"),
+            settings.call_threads,
+            self._clock,
+            warn_after=settings.handler_warn_ms / 1000,
+        )
+        self._calls = Calls(
+            threads=settings.call_threads, clock=self._clock, guard=self._guard, wake=self._wakeup.set
+        )
+        self._connections = OpenConnections(plan)
+        self._replaced: list[OpenConnections] = []
+        self._chains = PinnedChains(plan, store.chain_text)
+        self._inbox = Inbox(self._wakeup.set)
+        self._engine = Engine(
+            plan=plan,
+            chains=self._chains,
+            connections=self._connections,
+            slots=self._calls,
+            guard=self._guard,
+            clock=self._clock,
+            installation=store.facts["installation"],
+            limits=Limits(max_bytes=settings.max_event_bytes, max_depth=settings.max_depth),
+            budget=Budget(settings.batch_events, settings.batch_steps, settings.batch_ms / 1000),
+            loop_guard=LoopGuard(settings.max_hops, settings.max_events_per_root),
+        )
+        self._batches = Batches(store, self._engine, self._calls, self._inbox, self._clock)
+        keep = Keep(
+            done=settings.keep_done_days,
+            failed=settings.keep_failed_days,
+            skipped=settings.keep_skipped_days,
+            dedupe=settings.dedupe_days,
+        )
+        self._retention = Retention(store, keep)
+        self._forgetting = False
+        self._control = ControlServer(socket_path(store.path), self._inbox.submit)
+        self._reloaded: list[Plan | DispatcherError] = []
+        self._paused: str | None = None
+        self._said: dict[str, float] = {}
+        self._next: dict[str, float] = {}
+
+    def run(self, *, drain: bool) -> int:
+        """Run until told to stop, or with `drain` until nothing is left that is due; return the exit code."""
+        watchdog = Watchdog(
+            self._guard, self._clock, hang_after=self._settings.handler_hang_seconds, end=os._exit
+        )
+        try:
+            self._connections.open()
+            self._calls.configure(self._connections.by_lane)
+            self._signals.install()
+            self._control.start()
+            watchdog.start()
+            plan = self._engine.plan
+            log.info("worker.started", store=str(self._store.path), chains=len(plan.chains), rulebook=plan.digest[:12])
+            # The plan is as large as the rulebook and never garbage; collections need not walk over it.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(_GC_THRESHOLD)
+            self._recover()
+            code = self._loop(drain=drain)
+            watchdog.stop()
+        finally:
+            self._close()
+        totals = self._batches.totals
+        log.info("worker.stopped", exit_code=code, events=totals.events, runs=totals.runs, steps=totals.steps)
+        return code
+
+    # The loop.
+
+    def _loop(self, *, drain: bool) -> int:
+        stopping_since: float | None = None
+        while True:
+            if self._signals.stops and stopping_since is None:
+                stopping_since = self._clock.monotonic()
+                log.info("worker.draining", calls=self._calls.under_way)
+            if self._calls.exhausted:
+                log.error("calls.exhausted", threads=self._settings.call_threads, exit_code=EXIT_RESTART)
+                return EXIT_RESTART
+            worked = self._turn(stopping=stopping_since is not None, drain=drain)
+            if worked:
+                continue
+            idle = not self._calls.under_way and not self._calls.has_returns
+            if stopping_since is not None:
+                if idle:
+                    return 0
+                waited = self._clock.monotonic() - stopping_since
+                if waited > self._settings.drain_seconds or self._signals.stops > 1:
+                    log.warning("worker.gave_up", calls=self._calls.under_way, exit_code=EXIT_RESTART)
+                    return EXIT_RESTART
+            elif drain and idle and not self._batches.queued and self._paused is None:
+                return 0
+            self._sleep(stopping_since)
+
+    def _turn(self, *, stopping: bool, drain: bool) -> bool:
+        """Do one round of everything that is to be done; False when there was nothing."""
+        self._calls.expire()
+        worked = self._administer(stopping=stopping)
+        self._reload()
+        if not stopping:
+            self._check_room()
+        try:
+            worked |= self._batches.turn(intake=not stopping and self._paused is None, due=not stopping)
+            if not stopping:
+                self._forget()
+        except StoreUnusable as error:
+            if drain:
+                raise
+            self._say_once("store.unusable", error=str(error))
+            self._wakeup.wait(_PAUSE_AFTER_STORE_ERROR)
+            return True
+        if self._every("report", _REPORT_EVERY) and worked:
+            totals = self._batches.totals
+            log.info("worker.progressed", events=totals.events, unmatched=totals.unmatched, **totals.outcomes)
+        return worked
+
+    def _forget(self) -> None:
+        """Forget a chunk of what is old, once an hour as often as there is more."""
+        if self._forgetting or self._every("retention", _RETENTION_EVERY):
+            self._forgetting = self._retention.step(self._clock.now())
+
+    def _administer(self, *, stopping: bool) -> bool:
+        if stopping:
+            self._inbox.refuse_all(NotPossible("the worker is stopping.", hint="Try again in a moment."))
+            return False
+        worked = False
+        while (request := self._inbox.next_verb()) is not None:
+            worked = True
+            try:
+                request.reply(perform(self._store, request.verb, request.args, self._clock.now()))
+            except DispatcherError as error:
+                request.fail(error)
+            self._batches.queued = self._store.queued_calls()
+        return worked
+
+    def _check_room(self) -> None:
+        """Pause the sources when the disk is nearly full or too many calls wait; resume by itself."""
+        if not self._every("room", _CHECK_ROOM_EVERY):
+            return
+        free_mb = shutil.disk_usage(self._store.path.parent).free // 2**20
+        waiting = sum(self._batches.queued.values())
+        reason = None
+        if free_mb < self._settings.min_free_mb:
+            reason = f"{free_mb} MB free on the disk, {self._settings.min_free_mb} MB wanted"
+        elif waiting >= self._settings.max_ready:
+            reason = f"{waiting} calls wait, at most {self._settings.max_ready} may"
+        if reason is not None:
+            self._say_once("sources.paused", reason=reason)
+        elif self._paused is not None:
+            log.info("sources.resumed")
+        self._paused = reason
+
+    def _sleep(self, stopping_since: float | None) -> None:
+        pauses = [self._calls.next_deadline(), self._calls.next_start(self._batches.queued)]
+        if stopping_since is None:
+            due = self._store.next_due()
+            if due is not None:
+                pauses.append(max(timedelta(0), as_time(due) - self._clock.now()).total_seconds())
+            pauses.append(_CHECK_ROOM_EVERY if self._paused else _RETENTION_EVERY)
+        else:
+            pauses.append(max(0.0, self._settings.drain_seconds - (self._clock.monotonic() - stopping_since)) + 0.01)
+        # A due time is a wall-clock time: a look now and then notices when that clock was set.
+        self._wakeup.wait(min(pause for pause in [*pauses, 30.0] if pause is not None))
+
+    # Around it.
+
+    def _recover(self) -> None:
+        def wait_for_calls() -> None:
+            while self._calls.under_way or self._calls.has_returns:
+                self._calls.expire()
+                if not self._batches.turn(intake=False, due=False):
+                    self._wakeup.wait(self._calls.next_deadline())
+
+        Recovery(
+            self._store,
+            self._batches,
+            self._guard,
+            self._clock,
+            max_crashes=self._settings.max_crashes,
+            wait_for_calls=wait_for_calls,
+        ).run()
+
+    def _reload(self) -> None:
+        """Swap the plan when a new one is ready; a bad rulebook never replaces a good one."""
+        if self._signals.reload:
+            self._signals.reload = False
+            threading.Thread(target=self._load_again, name="reload", daemon=True).start()
+        while self._reloaded:
+            found = self._reloaded.pop(0)
+            if isinstance(found, DispatcherError):
+                problems = [str(problem) for problem in getattr(found, "problems", ())]
+                log.error("rulebook.refused", error=str(found), problems=problems)
+                continue
+            connections = OpenConnections(found)
+            try:
+                connections.open()
+            except CannotStart as error:
+                log.error("rulebook.refused", error=str(error))
+                continue
+            self._replaced.append(self._connections)
+            self._connections = connections
+            self._engine.plan = self._chains.plan = found
+            self._engine.connections = connections
+            self._calls.configure(connections.by_lane)
+            log.info("rulebook.reloaded", chains=len(found.chains), rulebook=found.digest[:12])
+
+    def _load_again(self) -> None:
+        try:
+            self._reloaded.append(self._load())
+        except (RulebookRefused, CannotStart) as error:
+            self._reloaded.append(error)
+        self._wakeup.set()
+
+    def _every(self, what: str, seconds: float) -> bool:
+        now = self._clock.monotonic()
+        if now < self._next.get(what, 0.0):
+            return False
+        self._next[what] = now + seconds
+        return True
+
+    def _say_once(self, event: str, **facts: object) -> None:
+        """Log a lasting fault once a minute, not once a turn."""
+        now = self._clock.monotonic()
+        if now >= self._said.get(event, 0.0):
+            self._said[event] = now + _SAY_AGAIN_AFTER
+            log.error(event, **facts)
+
+    def _close(self) -> None:
+        self._control.stop()
+        self._inbox.refuse_all(NotPossible("the worker has stopped.", hint="Try again."))
+        self._calls.close()
+        for connections in (self._connections, *self._replaced):
+            connections.close()
+        # Calls that are still out are told by the journal (`started`); the slots only name crash suspects.
+        self._guard.close()
+        self._signals.restore()
+        self._store.close()
+        self._wakeup.close()

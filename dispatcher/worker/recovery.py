@@ -1,0 +1,87 @@
+"""What a worker does before it takes anything: find out what the last one left in hand, and isolate the culprit.
+
+The slot file names the events that were being advanced when the last worker ended without saying so. Each has its
+crash counted and runs alone; the one that takes the worker down three times is parked as `crashed`. Calls that
+were under way are settled: keyed ones go again, of the others nobody knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dispatcher import failpoints
+from dispatcher.clock import Clock
+from dispatcher.engine.records import as_text
+from dispatcher.events.identity import uuid7
+from dispatcher.store.sqlite import SqliteStore
+from dispatcher.telemetry import log
+from dispatcher.worker.batches import Batches
+from dispatcher.worker.guard import CrashGuard
+from dispatcher.worker.work import Work
+
+_CHUNK = 128
+
+
+class Recovery:
+    """Recovers one store; `wait_for_calls` lets the calls of a suspect end before the next suspect runs."""
+
+    def __init__(
+        self,
+        store: SqliteStore,
+        batches: Batches,
+        guard: CrashGuard,
+        clock: Clock,
+        *,
+        max_crashes: int,
+        wait_for_calls: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._batches = batches
+        self._guard = guard
+        self._clock = clock
+        self._max_crashes = max_crashes
+        self._wait_for_calls = wait_for_calls
+
+    def run(self) -> None:
+        """Recover; when this returns, the store is as after an orderly stop."""
+        suspects = self._count_crashes(self._guard.suspects())
+        for seq in suspects:
+            self._run_alone(seq)
+        with self._store.transaction() as transaction:
+            abandoned = transaction.take_running()
+        for at in range(0, len(abandoned), _CHUNK):
+            self._batches.alone(Work(abandoned=abandoned[at : at + _CHUNK]))
+        if suspects or abandoned:
+            log.info("worker.recovered", suspects=len(suspects), calls=len(abandoned))
+
+    def _count_crashes(self, slots: list[int]) -> list[int]:
+        """Count a crash against each event found in a slot; return those that are to run alone."""
+        alone: list[int] = []
+        now = self._clock.now()
+        with self._store.transaction() as transaction:
+            for seq in slots:
+                counted = transaction.count_crash(seq)
+                if counted is None:
+                    continue  # it was in a batch that never was committed
+                count, _ = counted
+                log.warning("event.suspected", event_seq=seq, crashes=count)
+                if count < self._max_crashes:
+                    alone.append(seq)
+                else:
+                    transaction.park_crashed(seq, count, as_text(now), uuid7(int(now.timestamp() * 1000)))
+            # Suspects of an earlier recovery that was itself cut short.
+            alone += [seq for seq in transaction.suspects() if seq not in alone]
+            failpoints.reach("recovery.before_commit")
+            transaction.commit()
+        return alone
+
+    def _run_alone(self, seq: int) -> None:
+        with self._store.transaction() as transaction:
+            event = transaction.take_event(seq)
+            due = transaction.take_due_of_event(seq, as_text(self._clock.now()))
+            running = transaction.take_running_of_event(seq)
+        work = Work(events=[event] if event else [], due=due, abandoned=running)
+        if work.size:
+            self._batches.alone(work)
+            self._wait_for_calls()
+

@@ -1,0 +1,63 @@
+"""Signals and wake-ups for a loop that sleeps in `select`: handlers only note a number and write a byte."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from types import FrameType
+
+
+class Wakeup:
+    """A pipe that ends a sleep from any thread or signal handler. A byte too many does no harm."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+
+    def set(self) -> None:
+        """End the sleep, or keep the next one from beginning."""
+        try:
+            os.write(self._write, b"\0")
+        except BlockingIOError:
+            return  # the pipe is full of wake-ups already
+
+    def wait(self, seconds: float | None) -> None:
+        """Sleep until `set` is called, at most `seconds`."""
+        ready, _, _ = select.select([self._read], [], [], seconds)
+        if ready:
+            os.read(self._read, 4096)
+
+    def close(self) -> None:
+        """Close the pipe."""
+        os.close(self._read)
+        os.close(self._write)
+
+
+class Signals:
+    """Counts the requests to stop and notes the requests to reload, from `install` to `restore`."""
+
+    def __init__(self, wake: Wakeup) -> None:
+        self._wake = wake
+        self._before: dict[int, object] = {}
+        self.stops = 0
+        self.reload = False
+
+    def install(self) -> None:
+        """Take over SIGTERM, SIGINT and SIGHUP."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before.clear()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self.reload = True
+        else:
+            self.stops += 1
+        self._wake.set()

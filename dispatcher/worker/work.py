@@ -1,0 +1,40 @@
+"""What one batch is given to do, and how it is halved when the store refuses it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from dispatcher.engine.batch import CallReturn
+from dispatcher.engine.intake import Delivery
+from dispatcher.engine.records import RunRow, StoredEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The inputs of a batch."""
+
+    deliveries: Sequence[Delivery] = ()
+    events: Sequence[StoredEvent] = ()
+    due: Sequence[RunRow] = ()
+    returns: Sequence[CallReturn] = ()
+    abandoned: Sequence[RunRow] = ()
+
+    @property
+    def size(self) -> int:
+        """How many things there are to do."""
+        return sum(len(getattr(self, field.name)) for field in fields(self))
+
+    def halves(self) -> tuple[Work, Work]:
+        """Split in two, keeping the order of each input; both halves of two things or more have at least one."""
+        first: dict[str, Sequence[object]] = {}
+        second: dict[str, Sequence[object]] = {}
+        odd_to_first = True
+        for field in fields(self):
+            items: Sequence[object] = getattr(self, field.name)
+            middle = len(items) // 2
+            if len(items) % 2:
+                middle += odd_to_first
+                odd_to_first = not odd_to_first
+            first[field.name], second[field.name] = items[:middle], items[middle:]
+        return Work(**first), Work(**second)  # type: ignore[arg-type]
