@@ -1,0 +1,47 @@
+"""`dispatcher run`: the worker."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dispatcher.cli.options import AmqpOption, RulebookOption, StoreOption, new_app, read_settings
+
+app = new_app(
+    examples=(
+        "dispatcher run                          # until SIGTERM or Ctrl-C; both drain first",
+        "dispatcher run --drain                  # work off what is there and due, then end",
+        "dispatcher run --store sqlite:////var/lib/dispatcher/store.db",
+        "kill -HUP PID                           # read the rulebook again; a bad one is refused",
+    )
+)
+
+
+@app.command()
+def run(
+    *,
+    drain: Annotated[bool, typer.Option("--drain", help="End when nothing is left that is due.")] = False,
+    store: StoreOption = None,
+    rulebook: RulebookOption = None,
+    amqp: AmqpOption = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+    ] = None,
+    log_format: Annotated[
+        str | None, typer.Option("--log-format", metavar="FORMAT", help="json, console or auto.")
+    ] = None,
+) -> None:
+    """Take events and run their chains, until told to stop.
+
+    SIGTERM and SIGINT drain: nothing more is taken, what is in hand is finished, then the worker ends with 0. A second
+    one, or DISPATCHER_DRAIN_SECONDS, ends it with 75; what was under way goes on at the next start.
+    """
+    settings = read_settings(store=store, rulebook=rulebook, amqp_url=amqp, log_level=log_level, log_format=log_format)
+    from dispatcher import failpoints, telemetry  # noqa: PLC0415 - see main
+    from dispatcher.worker.loop import run_worker  # noqa: PLC0415
+
+    json = {"json": True, "console": False, "auto": None}[settings.log_format]
+    telemetry.configure(json=json, level=settings.log_level)
+    failpoints.arm(settings.failpoints)
+    raise typer.Exit(run_worker(settings, drain=drain))
