@@ -163,10 +163,9 @@ def load_settings(environ: Mapping[str, str] | None = None, **flags: object) -> 
 
 
 def _unknown_variable(variable: str) -> str:
-    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
-    nearest = difflib.get_close_matches(variable.upper(), known, n=1)
+    nearest = difflib.get_close_matches(variable.removeprefix(PREFIX).lower(), Settings.model_fields, n=1)
     if nearest:
-        return f"{variable} is no setting of the dispatcher. Did you mean {nearest[0]}?"
+        return f"{variable} is no setting of the dispatcher. Did you mean {PREFIX}{nearest[0].upper()}?"
     return f"{variable} is no setting of the dispatcher. Variables of your own need a name without {PREFIX}."
 
 
