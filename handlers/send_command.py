@@ -79,6 +79,8 @@ class SendCommand(Handler):
         kwargs = self._completed(event)
         for problem in _problems(self.command, kwargs, missing_too=not self.args):
             return Failed(problem)
+        if self.command == "send_message" and not self.args and not isinstance(kwargs["command_data"], Mapping):
+            return Failed("command_data is not an object")
         opted_out = self._opted_out(kwargs, context)
         if opted_out is not None:
             return Done(skipped=f"opted out: {opted_out}")

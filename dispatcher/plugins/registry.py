@@ -171,8 +171,8 @@ def load(plugin: Plugin) -> Installed | BrokenPlugin:
     except BaseException as error:  # noqa: BLE001
         # The border to other people's code: an import may raise anything, SystemExit included, and must not
         # take the worker down; only the chains that use this name are affected.
-        return _broken(plugin, _said(error))
-    reason = _shadowed(plugin, target) or classify(plugin.group, plugin.name, target)
+        return _broken(plugin, _shadowed(plugin) or _said(error))
+    reason = _shadowed(plugin) or classify(plugin.group, plugin.name, target)
     if reason:
         return _broken(plugin, reason)
     return Installed(plugin.name, plugin.distribution, plugin.version, target)
@@ -243,17 +243,17 @@ def _is_documented(target: type) -> bool:
     return bool((target.__doc__ or "").strip())
 
 
-def _shadowed(plugin: Plugin, target: object) -> str | None:
+def _shadowed(plugin: Plugin) -> str | None:
     """Catch a folder of the user's, called `handlers` too, that stands before ours on the import path."""
     if plugin.distribution != OUR_DISTRIBUTION:
         return None
-    module = sys.modules.get(getattr(target, "__module__", ""))
-    where = Path(getattr(module, "__file__", None) or "")
+    package = sys.modules.get(plugin.entry_point.module.partition(".")[0])
+    where = next(iter(getattr(package, "__path__", ())), None)
     # `handlers` lies beside `dispatcher`, in a checkout as in an installation.
     ours = Path(__file__).resolve().parent.parent.parent
-    if where.resolve().is_relative_to(ours):
+    if where is None or Path(where).resolve().parent == ours:
         return None
-    return f"{where} stands before the built-in one on the import path; rename it, or run from another folder"
+    return f"{where} stands before the built-in package on the import path; rename it, or run from another folder"
 
 
 def _clash(plugins: list[Plugin]) -> BrokenPlugin:

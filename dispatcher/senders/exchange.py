@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.events.limits import Limits, Refusal, read_json
@@ -93,7 +93,14 @@ class HttpReply:
 
 def has_literal_host(url: str) -> bool:
     """Tell whether scheme and host of a url stand there in full, whatever templates stand behind them."""
-    return _LITERAL_HOST.match(url) is not None
+    found = _LITERAL_HOST.match(url)
+    if found is None:
+        return False
+    try:
+        parts = urlsplit(found[0])
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, or one beyond 65535
+        return False
 
 
 def presentable(said: str) -> str:
@@ -246,7 +253,7 @@ def _unveiled(value: Any) -> Any:
 
 def _is_same_place(one: httpx.URL, other: httpx.URL) -> bool:
     # From http to https of the same host is no other place; the way back would give the content away.
-    upgraded = (one.scheme, other.scheme, other.port) == ("http", "https", None)
+    upgraded = (one.scheme, one.port, other.scheme, other.port) == ("http", None, "https", None)
     return one.host == other.host and ((one.scheme, one.port) == (other.scheme, other.port) or upgraded)
 
 
