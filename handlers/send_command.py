@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from dispatcher import (
     AtLoad,
@@ -52,12 +52,20 @@ class SendCommand(Handler):
 
     effect = Effect.TRANSACTION
 
-    worker_name: str = Field(pattern=r"^[^A-Z\s]+$", description="The worker's name, in lower case.")
+    worker_name: str = Field(min_length=1, description="The worker's name, in lower case.")
     command: str = Field(min_length=1, description="The command, such as `send_message`.")
     args: tuple[Any, ...] = Field(default=(), description="Positional arguments.")
     kwargs: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments.")
     exchange: Annotated[str, AtLoad()] = Field(default="vumi", description="The exchange to publish to.")
     routing_key: Annotated[str, AtLoad()] = Field(default="vumi.api", description="The routing key to publish with.")
+
+    @field_validator("worker_name")
+    @classmethod
+    def _is_a_routing_key(cls, value: str) -> str:
+        # Vumi's publishers refuse any other routing key than one in lower case.
+        if value != value.lower():
+            raise ValueError("a worker's name is written in lower case")
+        return value
 
     class Result(BaseModel):
         """What was published."""
