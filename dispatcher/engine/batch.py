@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dispatcher.engine.attempt import Attempt, bind, concluded, guarded, prepared, scope_of
 from dispatcher.engine.emits import Emitter
@@ -23,7 +23,7 @@ from dispatcher.engine.transitions import Transitions
 from dispatcher.engine.unit import CallContext, Layer, Overlay, StepContext
 from dispatcher.plugins.effects import Effect
 from dispatcher.plugins.handler import Handler
-from dispatcher.plugins.outcomes import Done, Failed, Outcome, Unknown
+from dispatcher.plugins.outcomes import Done, Failed, Outcome, RetryLater, Unknown
 from dispatcher.rules.expressions import ExpressionError
 from dispatcher.rules.plan import Step
 from dispatcher.telemetry import log
@@ -286,7 +286,8 @@ class Batch:
             self.engine.slots.release(lane)
             self._settle(run, step, early, layer)
             return
-        layer.merge(run, step)
+        layer.merge()
+        layer.keep_message(run, step)
         self._transitions.start_call(run, step)
         self.calls.append(
             Call(
@@ -307,21 +308,23 @@ class Batch:
     def _conclude(self, run: Run, outcome: Outcome) -> None:
         """Settle the step that the run stands at with what its call brought back."""
         step = run.chain.steps[run.position]
-        bound = bind(run, step, self._region(run)) if step.kind == "handler" else None
+        bound = bind(run, step, self._region(run))
         layer = Layer(self.overlay)
+        final = self._transitions.exhausted(run, step, outcome) if isinstance(outcome, RetryLater) else None
+        outcome = final or outcome
         if isinstance(bound, Attempt):
             self.engine.guard.enter(run.stored.seq, step.handler_name)
             context = self._context(run, step, bound.handler, layer)
             outcome, complete = concluded(bound, context, outcome)
             if complete:
                 # What became of a call is told whatever the outcome: a failed text is a row in messages too.
-                layer.merge(run, step)
-        self._settle(run, step, outcome, layer)
+                layer.merge()
+        self._settle(run, step, outcome, layer, exhausted=final is not None)
 
-    def _settle(self, run: Run, step: Step, outcome: Any, layer: Layer) -> None:
+    def _settle(self, run: Run, step: Step, outcome: Outcome, layer: Layer, *, exhausted: bool = False) -> None:
         kind = type(outcome).__name__
         self.counts.outcomes[kind] = self.counts.outcomes.get(kind, 0) + 1
-        self._fresh.extend(self._transitions.settle(run, step, outcome, layer))
+        self._fresh.extend(self._transitions.settle(run, step, outcome, layer, exhausted=exhausted))
 
     def _context(self, run: Run, step: Step, handler: Handler, layer: Layer) -> StepContext:
         engine = self.engine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dispatcher.engine.intake import add_event
@@ -11,8 +11,8 @@ from dispatcher.engine.records import EVENT_STATE, Run, StoredEvent
 from dispatcher.engine.unit import Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import canonical_hash, derived_uuid7, uuid7
-from dispatcher.events.limits import Limits
-from dispatcher.events.wire import Refusal, decode, encode
+from dispatcher.events.limits import Limits, plain_json
+from dispatcher.events.wire import decode, encode
 from dispatcher.plugins.outcomes import Emit, Publish
 from dispatcher.rules.plan import Step
 
@@ -50,7 +50,7 @@ class Emitter:
                 conversation_key=emit.conversation_key or parent.conversation_key,
                 conversation_type=emit.conversation_type or parent.conversation_type,
                 event_type=emit.event_type,
-                data=plain(emit.event_data),
+                data=plain_json(emit.event_data, self._limits),
                 timestamp=self._overlay.now,
                 root_id=parent.root_id,
                 parent_id=parent.event_id,
@@ -89,7 +89,7 @@ class Emitter:
         """Put messages for a broker into the outbox."""
         for index, message in enumerate(publishes):
             message_id = derived_uuid7(self._overlay.now_ms, run.run_id, step.id, "publish", index, repr(run.cursor))
-            self._outbox(message.exchange, message.routing_key, _to_json(plain(message.body)), message_id, run)
+            self._outbox(message.exchange, message.routing_key, _to_json(plain_json(message.body, self._limits)), message_id, run)
 
     def _outbox(self, exchange: str, routing_key: str, body: str, message_id: str, run: Run) -> None:
         now = self._overlay.now_text
@@ -124,18 +124,3 @@ class Emitter:
             )
         )
 
-
-def plain(value: object) -> dict[str, object]:
-    """Return a mapping that may be a read-only view as plain JSON objects and arrays."""
-    copied = _plain(value)
-    if not isinstance(copied, dict):
-        raise Refusal("wrong_type", "event_data is not an object")
-    return copied
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_plain(item) for item in value]
-    return value

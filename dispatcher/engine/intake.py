@@ -11,8 +11,8 @@ from dispatcher.engine.records import Changes, StoredEvent, as_text
 from dispatcher.engine.unit import Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import canonical_hash, uuid7
-from dispatcher.events.limits import Limits
-from dispatcher.events.wire import Envelope, Refusal, decode
+from dispatcher.events.limits import Limits, Refusal
+from dispatcher.events.wire import Envelope, decode
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 

@@ -23,6 +23,10 @@ class Reads(Protocol):
         """Return the contacts with these (account, number) keys."""
         ...
 
+    def contact_number(self, account_key: str, contact_key: str) -> str | None:
+        """Return the number of the contact with this key, or None."""
+        ...
+
     def opt_outs(self, keys: Iterable[Key]) -> dict[Key, str]:
         """Return the reason for each (account, number) that is opted out."""
         ...

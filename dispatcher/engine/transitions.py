@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, assert_never
 
 from pydantic import BaseModel
 
-from dispatcher.engine.emits import Emitter, plain
+from dispatcher.engine.emits import Emitter
 from dispatcher.engine.records import OPEN_LANE, Run, RunRow, RunState, StepState, StoredEvent, as_text, as_time
 from dispatcher.engine.retries import next_attempt_at
 from dispatcher.engine.unit import Layer, Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import uuid7
-from dispatcher.events.limits import Limits, scan_depth
-from dispatcher.events.wire import Refusal
+from dispatcher.events.limits import Limits, Refusal, plain_json
 from dispatcher.plugins.outcomes import Done, Failed, Outcome, RetryLater, Unknown
 from dispatcher.rules.plan import Chain, Step
 
@@ -120,14 +120,24 @@ class Transitions:
 
     # Outcomes.
 
-    def settle(self, run: Run, step: Step, outcome: Outcome, layer: Layer | None) -> list[StoredEvent]:
+    def exhausted(self, run: Run, step: Step, outcome: RetryLater) -> Failed | None:
+        """Return the failure that an outcome comes to when the retry policy is used up, else None."""
+        if self._next_attempt_at(run, step, outcome) is not None:
+            return None
+        return Failed(f"no attempts left after {run.attempt}: {outcome.reason}")
+
+    def settle(
+        self, run: Run, step: Step, outcome: Outcome, layer: Layer | None, *, exhausted: bool = False
+    ) -> list[StoredEvent]:
         """Apply the outcome of an attempt; return the events it emitted."""
+        if layer is not None:
+            layer.keep_message(run, step)
         if isinstance(outcome, Done):
             return self._done(run, step, outcome, layer)
         if isinstance(outcome, RetryLater):
             self._retry(run, step, outcome, state="failed")
         elif isinstance(outcome, Failed):
-            self._failed(run, step, outcome.reason, "failed")
+            self._failed(run, step, outcome.reason, "exhausted" if exhausted else "failed")
         elif isinstance(outcome, Unknown):
             self._unknown(run, step, outcome)
         else:
@@ -138,16 +148,17 @@ class Transitions:
         try:
             result, text = self._result(outcome.result)
             events: list[Event] = self._emitter.build(run, step, outcome.emits) if outcome.emits else []
-            bodies = [plain(publish.body) for publish in outcome.publishes]
+            for publish in outcome.publishes:
+                plain_json(publish.body, self._limits)
             cursor = None if outcome.more is None else _to_json(outcome.more)
         except (Refusal, ValueError, TypeError, RecursionError) as error:
             said = f"{error.code}: {error.detail}" if isinstance(error, Refusal) else str(error)
             self._failed(run, step, f"what the step returned breaks the limits of events: {said}", "failed")
             return []
         if layer is not None:
-            layer.merge(run, step)
+            layer.merge()
         emitted = self._emitter.add(events, outcome.emits, run) if events else []
-        if bodies:
+        if outcome.publishes:
             self._emitter.publish(outcome.publishes, run, step)
         if cursor is not None:
             self._journal(run, step, "ready", result=text)
@@ -165,23 +176,23 @@ class Transitions:
         """Return a result as plain JSON and as text. Raises ValueError or Refusal where it breaks the limits."""
         if result is None:
             return {}, None
-        members = result.model_dump(mode="json") if isinstance(result, BaseModel) else plain(result)
+        returned = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
+        members: dict[str, Any] = plain_json(returned, self._limits)
         text = _to_json(members)
-        if not text.isascii():
-            text.encode()  # a lone surrogate fails here and not in the store
-        if len(text) > self._limits.max_bytes:
+        if len(text) > self._limits.body_bytes:
             raise Refusal("too_large", f"a result of {len(text)} characters")
-        if text.count("{") + text.count("[") > self._limits.max_depth:
-            scan_depth(text.encode(), self._limits.max_depth)
-        if "\\u0000" in text:
-            raise Refusal("bad_text", "a result with a NUL character")
         return members, text
 
-    def _retry(self, run: Run, step: Step, outcome: RetryLater, *, state: StepState) -> None:
+    def _next_attempt_at(self, run: Run, step: Step, outcome: RetryLater) -> datetime | None:
         now = self._overlay.now
         first_at = as_time(run.step_started_at) if run.step_started_at else now
+        return next_attempt_at(
+            step.retry, outcome, attempt=run.attempt, first_at=first_at, now=now, salt=run.run_id
+        )
+
+    def _retry(self, run: Run, step: Step, outcome: RetryLater, *, state: StepState) -> None:
+        at = self._next_attempt_at(run, step, outcome)
         run.step_started_at = run.step_started_at or self._overlay.now_text
-        at = next_attempt_at(step.retry, outcome, attempt=run.attempt, first_at=first_at, now=now, salt=run.run_id)
         if at is None:
             self._failed(run, step, f"no attempts left after {run.attempt}: {outcome.reason}", "exhausted")
             return

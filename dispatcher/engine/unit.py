@@ -14,7 +14,7 @@ from typing import Any
 from dispatcher.engine.ports import Connections, Key, Reads
 from dispatcher.engine.records import Changes, Run, as_text
 from dispatcher.events.identity import derived_uuid7, to_hex
-from dispatcher.plugins.context import Contact, Message, MessageState
+from dispatcher.plugins.context import Contact, Contacts, Message, Messages, MessageState, OptOuts
 from dispatcher.plugins.services import Sender, Service
 from dispatcher.rules.plan import Step
 from dispatcher.text.segments import segments
@@ -72,8 +72,8 @@ class Layer:
         self.opt_outs: dict[Key, str | None] = {}
         self.message: Message | None = None
 
-    def merge(self, run: Run, step: Step) -> None:
-        """Make the layer part of the batch: the step is done."""
+    def merge(self) -> None:
+        """Make what the step wrote part of the batch: the step is done, or its call is accounted for."""
         overlay, changes = self.overlay, self.overlay.changes
         if self.contacts:
             overlay.contacts.update(self.contacts)
@@ -81,9 +81,12 @@ class Layer:
         for key, reason in self.opt_outs.items():
             overlay.opt_outs[key] = reason
             changes.opt_outs[key] = None if reason is None else (reason, overlay.now_text)
+
+    def keep_message(self, run: Run, step: Step) -> None:
+        """Keep the message that the step recorded, however its attempt ended: every text, sent or not, is told."""
         if self.message is not None:
             entry = (self.message, run.stored.event.event_id, run.run_id, step.id)
-            changes.messages[self.message.message_id] = entry
+            self.overlay.changes.messages[self.message.message_id] = entry
 
 
 class StepContext:
@@ -165,21 +168,22 @@ class StepContext:
     # The three books. `asked` remembers which of them a handler opens, so that the next wave prefetches for it.
 
     @property
-    def contacts(self) -> _ContactBook:
+    def contacts(self) -> Contacts:
         self.asked.add("contacts")
         return _ContactBook(self._layer, self._run.stored.event.account_key)
 
     @property
-    def opt_outs(self) -> _OptOutBook:
+    def opt_outs(self) -> OptOuts:
         self.asked.add("opt_outs")
         return _OptOutBook(self._layer, self._run.stored.event.account_key)
 
     @property
-    def messages(self) -> _MessageBook:
+    def messages(self) -> Messages:
         return _MessageBook(self)
 
+    @property
     def message_id(self) -> str:
-        """The id of this step's message: derived, so that no attempt changes it, and ordered by time."""
+        # Derived, so that no attempt changes it, and ordered by time.
         overlay, started_at = self._layer.overlay, self._run.started_at
         # A run that began in this batch, as most do, began at the batch's own time.
         ms = overlay.now_ms if started_at == overlay.now_text else _milliseconds(started_at)
@@ -200,6 +204,15 @@ class _ContactBook:
     def get(self, msisdn: str) -> Contact | None:
         key = (self._account, msisdn)
         return self._layer.contacts.get(key) or self._layer.overlay.contact(key)
+
+    def by_key(self, contact_key: str) -> Contact | None:
+        layer, account = self._layer, self._account
+        for book in (layer.contacts, layer.overlay.changes.contacts):
+            for contact in book.values():
+                if contact.contact_key == contact_key and contact.account_key == account:
+                    return contact
+        msisdn = layer.overlay.reads.contact_number(account, contact_key)
+        return None if msisdn is None else self.get(msisdn)
 
     def create(self, msisdn: str, **fields: Any) -> Contact:
         if self.get(msisdn) is not None:
@@ -257,7 +270,7 @@ class _MessageBook:
         layer = context._layer  # noqa: SLF001 - the book is a face of the context
         if layer.message is not None:
             return layer.message
-        message_id = context.message_id()
+        message_id = context.message_id
         written = layer.overlay.changes.messages.get(message_id)
         return written[0] if written else layer.overlay.reads.message(message_id)
 
@@ -276,7 +289,7 @@ class _MessageBook:
         layer = context._layer  # noqa: SLF001 - the book is a face of the context
         counted = segments(content)
         message = Message(
-            message_id=context.message_id(),
+            message_id=context.message_id,
             account_key=context.account_key,
             to_addr=to_addr,
             from_addr=from_addr,
@@ -303,7 +316,8 @@ class CallContext:
         self._facts: Mapping[str, Any] = {
             name: getattr(context, name)
             for name in (
-                "account_key", "region", "now", "run_id", "chain", "step_id", "attempt", "idempotency_key", "cursor",
+                "account_key", "region", "now", "run_id", "chain", "step_id", "attempt", "idempotency_key",
+                "message_id", "cursor",
             )
         }  # fmt: skip
 

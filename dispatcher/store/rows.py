@@ -88,4 +88,11 @@ def message_row(entry: tuple[Message, str, str, str]) -> tuple[Any, ...]:
 
 def message(row: Sequence[Any]) -> Message:
     """Read a message from MESSAGE_COLUMNS."""
-    return Message(*row[:9], at=as_time(row[14]), gateway_id=row[9], error=row[10])
+    (
+        message_id, account_key, to_addr, from_addr, content, segments, encoding, sender, state, gateway_id, error,
+        _, _, _, at, _,
+    ) = row  # fmt: skip
+    return Message(
+        message_id, account_key, to_addr, from_addr, content, segments, encoding, sender, state, as_time(at),
+        gateway_id, error,
+    )  # fmt: skip

@@ -43,7 +43,7 @@ class SqliteStore:
         self.connection = connection
         self._lock = lock
         self.facts: dict[str, str] = dict(connection.execute("SELECT name, value FROM facts").fetchall())
-        self.seqs = {
+        self.seqs: dict[str, int] = {
             table: connection.execute(f"SELECT coalesce(max(seq), 0) FROM {table}").fetchone()[0]  # noqa: S608
             for table in ("events", "runs")
         }
@@ -141,6 +141,10 @@ class SqliteTransaction:
 
     def contacts(self, keys: Iterable[Key]) -> dict[Key, Contact]:
         return {key: rows.contact(row) for key in keys if (row := self._one(sql.CONTACT, key)) is not None}
+
+    def contact_number(self, account_key: str, contact_key: str) -> str | None:
+        row = self._one(sql.CONTACT_NUMBER, (account_key, contact_key))
+        return None if row is None else row[0]
 
     def opt_outs(self, keys: Iterable[Key]) -> dict[Key, str]:
         return {key: row[0] for key in keys if (row := self._one(sql.OPT_OUT, key)) is not None}
@@ -281,7 +285,7 @@ class SqliteTransaction:
             if entry is None:
                 self._connection.execute(sql.DELETE_OPT_OUT, (account, number))
             else:
-                self._connection.execute(sql.UPSERT_OPT_OUT, (account, number, *entry))
+                self._connection.execute(sql.INSERT_OPT_OUT, (account, number, *entry))
         if changes.messages:
             many(sql.UPSERT_MESSAGE, [rows.message_row(changes.messages[key]) for key in sorted(changes.messages)])
         if changes.outbox:

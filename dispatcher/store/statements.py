@@ -47,7 +47,7 @@ UPSERT_STEP = _upsert(
     ("state", "result", "error", "finished_at"),
 )
 UPSERT_CONTACT = _upsert("contacts", CONTACT_COLUMNS, ("account_key", "msisdn"), CONTACT_COLUMNS[3:])
-UPSERT_OPT_OUT = _insert("opt_outs", ("account_key", "msisdn", "reason", "at"), "INSERT OR IGNORE")
+INSERT_OPT_OUT = _insert("opt_outs", ("account_key", "msisdn", "reason", "at"), "INSERT OR IGNORE")
 DELETE_OPT_OUT = "DELETE FROM opt_outs WHERE account_key = ? AND msisdn = ?"
 UPSERT_MESSAGE = _upsert(
     "messages",
@@ -61,6 +61,7 @@ INSERT_DEAD_LETTER = _insert("dead_letters", DEAD_LETTER_COLUMNS)
 # Reading, within the batch's transaction.
 KNOWN_EVENT = "SELECT body_hash FROM event_ids WHERE account_key = ? AND event_id = ?"
 CONTACT = f"SELECT {_names(CONTACT_COLUMNS)} FROM contacts WHERE account_key = ? AND msisdn = ?"  # noqa: S608
+CONTACT_NUMBER = "SELECT msisdn FROM contacts WHERE account_key = ? AND contact_key = ?"
 OPT_OUT = "SELECT reason FROM opt_outs WHERE account_key = ? AND msisdn = ?"
 MESSAGE = f"SELECT {_names(MESSAGE_COLUMNS)} FROM messages WHERE message_id = ?"  # noqa: S608
 FAMILY = "SELECT count(*), coalesce(max(state = 'dead'), 0) FROM events WHERE root_id = ? AND hops > 0"

@@ -34,24 +34,28 @@ class _Lane:
     allowance: float = 1.0
     counted_at: float = 0.0
 
-    def reserve(self, now: float) -> bool:
-        if self.taken >= self.concurrency:
-            return False
+    def room(self, now: float) -> int:
+        """How many calls may start now."""
+        free = self.concurrency - self.taken
         if self.per_second is not None:
+            # A tenth of a second's worth may start at once, so that a rate of hundreds needs no wake-up for each.
             burst = max(1.0, self.per_second / 10)
             self.allowance = min(burst, self.allowance + (now - self.counted_at) * self.per_second)
             self.counted_at = now
-            if self.allowance < 1.0:
-                return False
-            self.allowance -= 1.0
+            free = min(free, int(self.allowance))
+        return max(0, free)
+
+    def take(self) -> None:
+        """Count a call that starts."""
         self.taken += 1
-        return True
+        if self.per_second is not None:
+            self.allowance -= 1.0
 
     def pause(self, now: float) -> float | None:
         """Return in how many seconds the rate allows the next start; None when only a returning call makes room."""
         if self.taken >= self.concurrency or self.per_second is None:
             return None
-        return max(0.0, (1.0 - self.allowance) / self.per_second - (now - self.counted_at))
+        return 0.0 if self.room(now) else (1.0 - self.allowance) / self.per_second
 
 
 @dataclass(slots=True)
@@ -103,8 +107,9 @@ class Calls:
             return False
         if lane not in self._lanes:
             self._lanes[lane] = _Lane(self._threads, None)
-        if not self._lanes[lane].reserve(self._clock.monotonic()):
+        if not self._lanes[lane].room(self._clock.monotonic()):
             return False
+        self._lanes[lane].take()
         self._taken += 1
         return True
 
@@ -115,12 +120,9 @@ class Calls:
 
     def free(self, lane: str) -> int:
         """Return how many calls of this lane could start now."""
-        if lane not in self._lanes:
-            return self._threads
-        known = self._lanes[lane]
-        room = min(known.concurrency - known.taken, self._threads - self._taken - self._abandoned)
-        if known.per_second is not None and known.pause(self._clock.monotonic()) != 0.0:
-            return 0
+        room = self._threads - self._taken - self._abandoned
+        if lane in self._lanes:
+            room = min(room, self._lanes[lane].room(self._clock.monotonic()))
         return max(0, room)
 
     def next_start(self, lanes: Mapping[str, int]) -> float | None:

@@ -99,7 +99,7 @@ class Worker:
             guard=self._guard,
             clock=self._clock,
             installation=store.facts["installation"],
-            limits=Limits(max_bytes=settings.max_event_bytes, max_depth=settings.max_depth),
+            limits=Limits(body_bytes=settings.max_event_bytes, depth=settings.max_depth),
             budget=Budget(settings.batch_events, settings.batch_steps, settings.batch_ms / 1000),
             loop_guard=LoopGuard(settings.max_hops, settings.max_events_per_root),
         )
@@ -166,7 +166,9 @@ class Worker:
                 if waited > self._settings.drain_seconds or self._signals.stops > 1:
                     log.warning("worker.gave_up", calls=self._calls.under_way, exit_code=EXIT_RESTART)
                     return EXIT_RESTART
-            elif drain and idle and not self._batches.queued and self._paused is None:
+            elif drain and idle and not self._batches.queued:
+                if self._paused is not None:
+                    raise StoreUnusable(f"nothing new is taken: {self._paused}.", hint="Events stay where they are.")
                 return 0
             self._sleep(stopping_since)
 
@@ -244,7 +246,7 @@ class Worker:
 
     def _recover(self) -> None:
         def wait_for_calls() -> None:
-            while self._calls.under_way or self._calls.has_returns:
+            while (self._calls.under_way or self._calls.has_returns) and not self._signals.stops:
                 self._calls.expire()
                 if not self._batches.turn(intake=False, due=False):
                     self._wakeup.wait(self._calls.next_deadline())
