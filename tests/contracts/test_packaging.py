@@ -1,0 +1,117 @@
+"""What is promised to those who install: pins with hashes, an image and a Makefile that name what exists."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def pins(name):
+    """Return version by distribution as requirements/<name>.txt pins them."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", text, flags=re.MULTILINE))
+
+
+def declared():
+    """Return what pyproject.toml asks for, by the file that has to pin it."""
+    project = PYPROJECT["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    return {
+        "build": PYPROJECT["build-system"]["requires"],
+        "run": project["dependencies"],
+        "test": [*project["dependencies"], *extras],
+    }
+
+
+def instructions(keyword):
+    return re.findall(rf"^\s*(?:HEALTHCHECK .*)?\b{keyword} (.*)$", DOCKERFILE, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["build", "run", "test"])
+def test_what_the_project_asks_for_is_pinned_to_a_version_that_it_accepts(name):
+    for requirement in map(Requirement, declared()[name]):
+        assert pins(name)[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+@pytest.mark.parametrize("name", ["build", "run", "test"])
+def test_every_pin_has_hashes_and_no_line_names_an_index(name):
+    lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+    kinds = [
+        line for line in lines if line and not re.match(r" *#|[a-z0-9.-]+==\S+ \\$| +--hash=sha256:[0-9a-f]{64}", line)
+    ]
+
+    assert kinds == []
+    for line, following in itertools.pairwise(lines):
+        assert "==" not in line or following.lstrip().startswith("--hash=sha256:")
+
+
+def test_what_is_tested_is_what_runs():
+    assert pins("run").items() <= pins("test").items()
+
+
+def test_the_image_copies_what_exists():
+    sources = [source for line in instructions("COPY") if "--from" not in line for source in line.split()[:-1]]
+
+    assert {"dispatcher", "handlers", "config"} <= set(sources)
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+
+
+def test_the_image_lets_docker_see_every_file_that_it_copies():
+    seen = {
+        line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
+    sources = [source for line in instructions("COPY") if "--from" not in line for source in line.split()[:-1]]
+
+    assert {source.partition("/")[0] for source in sources} == seen
+
+
+def test_the_image_runs_the_console_script_as_nobody_special():
+    entry = [json.loads(line) for line in instructions("ENTRYPOINT")]
+
+    assert entry == [["dispatcher"]]
+    assert entry[0][0] in PYPROJECT["project"]["scripts"]
+    assert re.findall(r"^USER (\d+):\d+$", DOCKERFILE, flags=re.MULTILINE) not in ([], ["0"])
+    assert re.search(r"^VOLUME /var/lib/dispatcher$", DOCKERFILE, flags=re.MULTILINE)
+    assert "DISPATCHER_STORE=sqlite:////var/lib/dispatcher/" in DOCKERFILE
+
+
+def test_the_verbs_that_the_image_and_the_makefile_use_exist():
+    commands = [json.loads(line) for line in instructions("CMD")]
+    verbs = {command[-1] for command in commands} | set(re.findall(r"bin/dispatcher (\w+)", MAKEFILE))
+
+    assert verbs == {"run", "doctor", "demo"}
+    for verb in sorted(verbs):
+        command = [sys.executable, "-P", "-m", "dispatcher", verb, "--help"]
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert told.returncode == 0, f"{verb}: {told.stderr}"
+
+
+def test_the_makefile_runs_scripts_that_exist():
+    scripts = re.findall(r"bin/python (\S+\.py)", MAKEFILE)
+
+    assert scripts
+    assert [script for script in scripts if not (ROOT / script).exists()] == []
+
+
+def test_ci_runs_one_of_the_two_commands_of_the_readme():
+    script = ROOT / ".ci" / "run"
+    readme = (ROOT / "README.md").read_text()
+
+    assert "make demo" in readme
+    assert "make test" in readme
+    assert script.read_text().endswith("exec make test\n")
+    assert script.stat().st_mode & 0o111
