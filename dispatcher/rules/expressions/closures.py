@@ -338,7 +338,10 @@ def text_joined(parts: Sequence[str | Evaluator], places: Sequence[Where]) -> Ev
             else:
                 text = part(scope)  # type: ignore[operator]
                 if text.__class__ is not str:
-                    text = _as_text(text, places[parts.index(part)])
+                    try:
+                        text = text_of(text)
+                    except EvaluationFailed as fault:
+                        raise fault.at(places[parts.index(part)]()) from None
             size += len(text)
             texts.append(text)
         if size > _SURELY_SHORT:
@@ -348,13 +351,6 @@ def text_joined(parts: Sequence[str | Evaluator], places: Sequence[Where]) -> Ev
         return "".join(texts)
 
     return render
-
-
-def _as_text(value: Any, where: Where) -> str:
-    try:
-        return text_of(value)
-    except EvaluationFailed as fault:
-        raise fault.at(where()) from None
 
 
 _SURELY_SHORT = 16 * 1024

@@ -49,12 +49,20 @@ class Compiler:
         method = self._METHODS.get(type(node))
         if method is None:
             raise refused(node)
+        self.deeper(node)
+        evaluate: Evaluator = method(self, node)
+        self.shallower()
+        return evaluate
+
+    def deeper(self, node: nodes.Node) -> None:
+        """Note that `node` holds what is compiled next, and refuse what is nested too deep to evaluate."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise refused(node, f"this is nested more than {MAX_DEPTH} deep")
-        evaluate: Evaluator = method(self, node)
+
+    def shallower(self) -> None:
+        """Note that a node is done."""
         self._depth -= 1
-        return evaluate
 
     @contextmanager
     def knowing(self, there: frozenset[tuple[Key, ...]]) -> Iterator[None]:
@@ -100,6 +108,8 @@ class Compiler:
         while isinstance(base, nodes.Getattr | nodes.Getitem) and not is_slice(base):
             links.append(base)
             base = base.node
+        if len(links) > MAX_DEPTH:
+            raise refused(node, f"this reaches more than {MAX_DEPTH} deep")
         links.reverse()
         position, plain = len(self.paths), 0
         if isinstance(base, nodes.Name):
@@ -267,17 +277,17 @@ class Compiler:
         takes = f'"{node.name}" takes ({", ".join(names)})' if names else f'"{node.name}" takes no arguments'
         given: dict[str, nodes.Expr] = dict(zip(names, node.args, strict=False))
         if len(node.args) > len(names):
-            raise TemplateProblem("template_syntax", f"too many arguments: {takes}", node.lineno)
+            raise refused(node, f"too many arguments: {takes}")
         for pair in node.kwargs:
             key = str(pair.key)
             if key not in names or key in given:
                 problem = "is given twice" if key in given else "is unknown"
-                raise TemplateProblem("template_syntax", f'argument "{key}" {problem}: {takes}', node.lineno)
+                raise refused(node, f'argument "{key}" {problem}: {takes}')
             given[key] = pair.value
         bound = []
         for name, default in parameters:
             if name not in given and default is REQUIRED:
-                raise TemplateProblem("template_syntax", f'argument "{name}" is missing: {takes}', node.lineno)
+                raise refused(node, f'argument "{name}" is missing: {takes}')
             bound.append(self.evaluator(given[name]) if name in given else Constant(default))
         return bound
 
@@ -286,7 +296,7 @@ class Compiler:
             raise refused(node, f'"is {node.name}" takes plain arguments only')
         if node.name in DEFINED_TESTS:
             if node.args:
-                raise TemplateProblem("template_syntax", f'"is {node.name}" takes no arguments', node.lineno)
+                raise refused(node, f'"is {node.name}" takes no arguments')
             with self._guarded():
                 value = self.evaluator(node.node)
             path = literal_path(node.node)
@@ -300,7 +310,7 @@ class Compiler:
         if len(node.args) != predicate.arguments:
             count = predicate.arguments
             wants = f"{count or 'no'} argument{'' if count == 1 else 's'}"
-            raise TemplateProblem("template_syntax", f'"is {node.name}" takes {wants}', node.lineno)
+            raise refused(node, f'"is {node.name}" takes {wants}')
         operands = [self.evaluator(node.node), *map(self.evaluator, node.args)]
         return self._folded(closures.applied(predicate.function, operands, partial(written, node)), node, *operands)
 

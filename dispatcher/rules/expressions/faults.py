@@ -19,6 +19,13 @@ class TemplateProblem(DispatcherError):
         self.suggestion = suggestion
 
 
+_SHOWN = 120
+
+
+def _shown(where: str) -> str:
+    return where if len(where) <= _SHOWN else where[: _SHOWN - 1] + "…"
+
+
 class ExpressionError(DispatcherError):
     """An expression that has no value for this scope; the message never holds people's data, only names and kinds."""
 
@@ -27,7 +34,7 @@ class UndefinedValue(ExpressionError):
     """A name that is not there: `path` as it was written, the reason behind it."""
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}" if path else reason)
+        super().__init__(f"{_shown(path)}: {reason}" if path else reason)
         self.path = path
         self.reason = reason
 
@@ -40,7 +47,7 @@ class EvaluationFailed(ExpressionError):
     """An operation that has no meaning for these values, or whose result would be too large."""
 
     def __init__(self, message: str, *, where: str | None = None) -> None:
-        super().__init__(f"{where}: {message}" if where else message)
+        super().__init__(f"{_shown(where)}: {message}" if where else message)
         self.is_located = where is not None
 
     def at(self, where: str) -> EvaluationFailed:

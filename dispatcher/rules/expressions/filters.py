@@ -15,10 +15,12 @@ from urllib.parse import quote, quote_plus
 
 from dispatcher.rules.expressions.faults import EvaluationFailed, UndefinedValue
 from dispatcher.rules.expressions.values import (
+    MAX_BUILT,
     MAX_TEXT,
     add,
     bounded_number,
     bounded_text,
+    fits,
     is_number,
     items_of,
     json_text,
@@ -86,8 +88,8 @@ def _replace(value: Any, old: Any, new: Any, count: Any) -> str:
 def _truncate(value: Any, length: Any, killwords: Any, end: Any, leeway: Any) -> str:
     text, ending = _text(value), _text(end)
     longest, spare = _whole("length", length), _whole("leeway", leeway)
-    if longest < len(ending):
-        raise EvaluationFailed(f"length must be at least that of its ending, {len(ending)}")
+    if longest < len(ending) or spare < 0:
+        raise EvaluationFailed(f"length must be at least that of the ending, {len(ending)}, and leeway at least 0")
     if len(text) <= longest + spare:
         return bounded_text(text)
     cut = text[: longest - len(ending)]
@@ -107,12 +109,12 @@ def _urlencode(value: Any) -> str:
         if any(len(pair) != 2 for pair in pairs):
             raise EvaluationFailed("urlencode needs a list of pairs")
     else:
-        return bounded_text(quote(bounded_text(_text(value)), safe="/"))
+        return bounded_text(quote(bounded_text(_text(value)), safe="/", errors="replace"))
     return bounded_text("&".join(f"{_quoted(key)}={_quoted(item)}" for key, item in pairs))
 
 
 def _quoted(value: Any) -> str:
-    return quote_plus(bounded_text(_text(value)))
+    return quote_plus(bounded_text(_text(value)), errors="replace")
 
 
 def _length(value: Any) -> int:
@@ -222,7 +224,10 @@ def _sort(value: Any, reverse: Any, case_sensitive: Any) -> list[Any]:
 
 def _unique(value: Any, case_sensitive: Any) -> list[Any]:
     first_of: dict[tuple[str, Any], Any] = {}
-    for item in items_of(value):
+    items = items_of(value)
+    if not fits(items, MAX_BUILT):
+        raise EvaluationFailed("the list is larger than an event may be")
+    for item in items:
         same = item.lower() if isinstance(item, str) and not case_sensitive else item
         if isinstance(item, Mapping | Sequence) and not isinstance(item, str):
             same = json_text(item)

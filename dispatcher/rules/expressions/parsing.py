@@ -184,7 +184,7 @@ class _Reader:
             if found == "=" and wanted == '"}}"':
                 return TemplateProblem("template_syntax", 'to compare, write "=="', offset, "==")
             return TemplateProblem("template_syntax", f'{wanted} is expected, but "{found}" found', offset)
-        if message.startswith("unexpected end of template"):
+        if message.startswith(("unexpected end of template", "Missing end of")):
             return TemplateProblem(
                 "template_syntax",
                 f'the "{self.source[self.opened : self.opened + 2]}" here is never closed',

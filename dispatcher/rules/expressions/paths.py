@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dispatcher.events.event import ENVELOPE, Event
+from dispatcher.events.wire import format_timestamp
 from dispatcher.rules.expressions.faults import UndefinedValue
 from dispatcher.rules.expressions.values import kind
 
@@ -64,7 +65,7 @@ def envelope_field(event: Any, name: str) -> Any:
     if name == "event_data":
         return event.data
     if name == "timestamp":
-        return event.timestamp.isoformat()
+        return format_timestamp(event.timestamp)
     return getattr(event, name)
 
 

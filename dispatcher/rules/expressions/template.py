@@ -17,12 +17,13 @@ from dispatcher.rules.expressions.closures import Constant, Where, text_joined
 from dispatcher.rules.expressions.compiler import Compiler
 from dispatcher.rules.expressions.expression import vars_in
 from dispatcher.rules.expressions.faults import EvaluationFailed, TemplateProblem
-from dispatcher.rules.expressions.parsing import check_source, parse_template
+from dispatcher.rules.expressions.parsing import MAX_DEPTH, check_source, parse_template
 from dispatcher.rules.expressions.paths import Evaluator, Path, Scope, specialised
-from dispatcher.rules.expressions.values import MAX_BUILT, fits
+from dispatcher.rules.expressions.values import MAX_BUILT, fits, kind
 from dispatcher.rules.expressions.wording import constant, written
 
 _CACHED = 32_768
+_MOST_SEGMENTS = 100  # above it the parser's own limits decide
 _PLAIN_PATH = re.compile(r"\s*(data|event|run|steps|vars)((?:\.[A-Za-z_][A-Za-z0-9_]*)+)\s*\Z")
 _BUILDERS = (nodes.List, nodes.Tuple, nodes.Dict, nodes.Add)
 
@@ -82,7 +83,7 @@ class _Segment:
 def _segment(inner: str) -> _Segment | None:
     """Compile what stands between `{{` and `}}`; None if it has a problem, or is not one expression alone."""
     plain = _PLAIN_PATH.match(inner)
-    if plain and "__" not in inner:
+    if plain and "__" not in inner and inner.count(".") <= MAX_DEPTH:
         root, keys = plain.group(1), plain.group(2)[1:].split(".")
         evaluate = specialised(root, keys)
         path = Path((root, *keys), 2 + plain.start(1))
@@ -105,7 +106,7 @@ def _from_segments(source: str) -> Template | None:
     It handles only what cannot be read in two ways: no blocks, no comments, no brace inside the braces. A part that is
     cut in two by `}}` in a quoted text is no expression by itself, so Jinja's parser gets the whole.
     """
-    if "{%" in source or "{#" in source or "\r" in source:
+    if "{%" in source or "{#" in source or "\r" in source or source.count("{{") > _MOST_SEGMENTS:
         return None
     check_source(source)
     parts: list[str | Evaluator] = []
@@ -155,7 +156,7 @@ def _native(node: nodes.Expr, evaluate: Evaluator) -> Evaluator:
     def bounded(scope: Scope) -> Any:
         value = evaluate(scope)
         if isinstance(value, list | dict) and not fits(value, MAX_BUILT):
-            raise EvaluationFailed(f"the {type(value).__name__} would be larger than an event may be")
+            raise EvaluationFailed(f"the {kind(value)} would be larger than an event may be")
         return value
 
     return bounded
@@ -184,6 +185,7 @@ def _block(compiler: Compiler, body: list[nodes.Node]) -> Evaluator:
 def _condition(compiler: Compiler, statement: nodes.If) -> Evaluator:
     branches: list[tuple[Evaluator, Evaluator]] = []
     there: frozenset[Any] = frozenset()
+    compiler.deeper(statement)
     for branch in (statement, *statement.elif_):
         condition = cast("nodes.Expr", branch.test)
         with compiler.knowing(there):
@@ -193,6 +195,7 @@ def _condition(compiler: Compiler, statement: nodes.If) -> Evaluator:
         there |= asked_for(condition, holds=False)
     with compiler.knowing(there):
         otherwise = _block(compiler, statement.else_)
+    compiler.shallower()
 
     def choose(scope: Scope) -> Any:
         for test, text in branches:

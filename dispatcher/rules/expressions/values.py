@@ -18,6 +18,7 @@ MAX_BUILT = 1024 * 1024  # characters in an object or a list that an expression 
 
 _WORST_UTF8 = 4
 _INTEGER_BOUND = 2**63
+_SHORT = frozenset({int, float, bool, type(None)})
 
 
 def kind(value: Any) -> str:
@@ -69,25 +70,23 @@ def bounded_number(number: Any) -> Any:
 
 def fits(value: Any, budget: int) -> bool:
     """Whether `value` as JSON takes about `budget` characters at most; stops counting when it does not."""
-    stack = [value]
+    stack: list[Any] = [(value,)]
     while stack:
-        item = stack.pop()
-        if isinstance(item, str):
-            budget -= len(item) + 2
-        elif isinstance(item, Mapping):
-            budget -= 4 * len(item) + 2
-            if budget >= 0:
-                budget -= sum(map(len, item))
-                stack.extend(item.values())
-        elif isinstance(item, Sequence):
-            budget -= len(item) + 2
-            if budget >= 0:
-                stack.extend(item)
-        else:
-            budget -= 1
+        holder = stack.pop()
+        budget -= 2 * len(holder)
         if budget < 0:
             return False
-    return True
+        if isinstance(holder, Mapping):
+            budget -= sum(map(len, holder)) + 2 * len(holder)
+            holder = holder.values()
+        for item in holder:
+            if item.__class__ in _SHORT:
+                continue
+            if isinstance(item, str):
+                budget -= len(item)
+            elif isinstance(item, dict | list | Mapping | Sequence):
+                stack.append(item)
+    return budget >= 0
 
 
 def _plain(view: Any) -> Any:
