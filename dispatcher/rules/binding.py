@@ -11,7 +11,7 @@ from typing import Any
 
 from dispatcher.rules.catalogue import Catalogue
 from dispatcher.rules.chainbinding import ChainBinding
-from dispatcher.rules.chains import BoundChain, RetryPolicy
+from dispatcher.rules.chains import BoundChain, RetryPolicy, Step
 from dispatcher.rules.comments import Source
 from dispatcher.rules.connections import Connections
 from dispatcher.rules.expressions import Expression, TemplateProblem, compile_expression
@@ -22,6 +22,9 @@ from dispatcher.rules.problems import Problems
 from dispatcher.rules.reading import place_of
 from dispatcher.rules.sections import Rulebook
 from dispatcher.rules.shape import RETRY_INITIAL, RETRY_LONGEST, RETRY_WITHIN, RetryShape, TriggerShape
+
+# How many steps and triggers are remembered, to be shared by the chains that follow.
+_REMEMBERED = 4096
 
 
 class Binder:
@@ -45,6 +48,8 @@ class Binder:
         self._vars: dict[frozenset[str], dict[str, Any]] = {}
         self._retry = retry_policy(rulebook.defaults.retry, None)
         self._retries: dict[RetryShape, RetryPolicy] = {}
+        self._steps: dict[tuple[Any, ...], Step] = {}
+        self._texts: dict[tuple[str, ...], tuple[str, ...]] = {}
         self.order = 0
 
     def bind(self, node: Node, source: Source) -> BoundChain | None:
@@ -109,6 +114,20 @@ class Binder:
         if used not in self._vars:
             self._vars[used] = {name: everything[name] for name in sorted(used)}
         return self._vars[used]
+
+    def shared_step(self, key: tuple[Any, ...], step: Step) -> Step:
+        """Return the step that an earlier chain has with the same content, for chains that differ in little."""
+        if len(self._steps) >= _REMEMBERED:
+            self._steps.clear()
+        return self._steps.setdefault(key, step)
+
+    def shared_texts(self, texts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """Return the same object for the same texts of a trigger, each text once."""
+        if texts is None:
+            return None
+        if len(self._texts) >= _REMEMBERED:
+            self._texts.clear()
+        return self._texts.setdefault(texts, tuple(dict.fromkeys(texts)))
 
     def retry_for(self, shape: RetryShape | None) -> RetryPolicy:
         """Return the policy of a step; the same object for the same settings."""

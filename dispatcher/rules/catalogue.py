@@ -49,17 +49,16 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class HandlerSpec:
-    """A handler as a step sees it. `offers` are the names of its result, None when it may offer any."""
+    """A handler as a step sees it.
+
+    `offers` are the names of its result, None when it may offer any; `number_params` the fields that are phone numbers.
+    """
 
     name: str
     target: type[Handler]
     params: dict[str, Param]
     offers: tuple[str, ...] | None
-
-    @property
-    def number_params(self) -> tuple[str, ...]:
-        """The fields that are phone numbers."""
-        return tuple(param.attribute for param in self.params.values() if param.is_number)
+    number_params: tuple[str, ...]
 
 
 class Catalogue:
@@ -93,7 +92,9 @@ class Catalogue:
             return self.registry.broken.get((HANDLERS, name))
         target = installed.target
         assert issubclass(target, Handler)
-        return HandlerSpec(name, target, params_of(target), _offers_of(target))
+        params = params_of(target)
+        numbers = tuple(param.attribute for param in params.values() if param.is_number)
+        return HandlerSpec(name, target, params, _offers_of(target), numbers)
 
 
 def names_of(group: Group) -> list[str]:

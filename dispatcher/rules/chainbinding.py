@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping as AnyMapping
 from datetime import timedelta
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ _KINDS: AnyMapping[str, type[HandlerStep | WaitStep | StopStep]] = {
     "stop": StopStep,
 }
 _CONTROL_TIMEOUT = timedelta(seconds=30)
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
 class ChainBinding:
@@ -220,11 +223,12 @@ class ChainBinding:
         defaults = self._rulebook.defaults
         timeout = shape.timeout or defaults.timeout or (spec.target.timeout if spec else _CONTROL_TIMEOUT)
         on_unknown = shape.on_unknown or defaults.on_unknown or "hold"
+        key = (step_id, name.text, position, when, retry, timeout, shape.on_error, on_unknown, repr(bound.written))
         step = Step(
             position=position,
-            id=step_id,
+            id=sys.intern(step_id),
             kind="handler",
-            handler_name=name.text,
+            handler_name=sys.intern(name.text),
             when=when,
             handler=spec.target if spec else None,
             params=bound.params,
@@ -250,7 +254,7 @@ class ChainBinding:
             document["timeout"] = format_duration(own_timeout)
         if when is not None:
             document["when"] = when.source
-        return step, document
+        return self._binder.shared_step(key, step), document
 
     def _spec(self, name: Scalar) -> HandlerSpec | None:
         found = self._binder.catalogue.handler(name.text)
@@ -279,22 +283,23 @@ class ChainBinding:
     ) -> Chain:
         used = None if None in self._used_vars else frozenset(str(name) for name in self._used_vars)
         variables = self._binder.vars_for(used)
-        on = {name: list(dict.fromkeys(texts)) for name, texts in trigger if texts is not None}
+        shared = self._binder.shared_texts
+        on = {name: shared(texts) for name, texts in trigger if texts is not None}
         document: dict[str, Any] = {"name": head.name, "on": on, "steps": documents, "vars": variables}
         if when is not None:
             document["when"] = when.source
         if head.default:
             document["default"] = True
-        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        text = _canonical(document).encode()
         return Chain(
             name=head.name,
             digest=sha256(text).hexdigest(),
             packed_text=pack(text),
             description=head.description,
-            account=trigger.account,
-            conversation=trigger.conversation,
-            conversation_type=trigger.conversation_type,
-            event_type=trigger.event_type,
+            account=on.get("account"),
+            conversation=on.get("conversation"),
+            conversation_type=on.get("conversation_type"),
+            event_type=on.get("event_type"),
             when=when,
             default=head.default,
             steps=tuple(steps),
@@ -325,6 +330,7 @@ def _kind_name(item: Node) -> str:
     return "step"
 
 
+@lru_cache(1024)
 def _retry_document(policy: RetryPolicy) -> dict[str, Any]:
     document: dict[str, Any] = {
         "for": format_duration(policy.within),

@@ -40,6 +40,7 @@ class ParamBinder:
         self.problems = problems
         self.complete = complete
         self.judged: dict[tuple[Any, ...], list[ErrorDetails]] = {}
+        self.settled: dict[Settled, Settled] = {}
 
     def bind(
         self, spec: HandlerSpec | None, node: Node, step: Mapping, source: Source, regions: tuple[str | None, ...]
@@ -58,6 +59,7 @@ class _Binding:
         self._problems = binder.problems
         self._complete = binder.complete
         self._judged = binder.judged
+        self._settled = binder.settled
         self._spec = spec
         self._node = node if type(node) is Mapping else Mapping({}, step.line, step.column)
         self._step = step
@@ -76,7 +78,9 @@ class _Binding:
         templates: set[str] = set()
         for name, (key, value) in self._node.members.items():
             param = self._spec.params.get(name) if self._spec is not None else None
-            if self._spec is not None and param is None:
+            if param is not None:
+                name = param.name  # noqa: PLW2901  # one object for all chains
+            elif self._spec is not None:
                 self._note_unknown(self._spec, name, key, value)
             compiled = compile_value(value, free=param is None or param.free, on_problem=self._note_template)
             self._warn(param, value)
@@ -214,7 +218,8 @@ class _Binding:
             where = written if written is not None else self._step.get("with") or self._handler_key
             self._note(place_of(where), "bad_param", f"`{name}`: {message}")
         if not self._faulty:
-            bound.settled = spec.target.settle(bound.written, bindings)
+            settled = spec.target.settle(bound.written, bindings)
+            bound.settled = self._settled.setdefault(settled, settled)
 
     def _note_template(self, scalar: Scalar, problem: TemplateProblem) -> None:
         note_template(scalar, problem, self._source, self._problems)

@@ -207,7 +207,7 @@ def _report_unknown(
         problems.add(file, place_of(key), "unknown_key", message)
         return None
     names = keys_of(owner) if owner is not None else []
-    suggestion = nearest(name, names)
+    suggestion = nearest(name, [other for other in names if other not in getattr(holder, "members", ())])
     message = f"`{name}` is not a key that may stand here; possible are {', '.join(names)}"
     problems.add(file, place_of(key), "unknown_key", message, suggestion=suggestion)
     return suggestion

@@ -181,15 +181,20 @@ class RuleFile:
         if type(event) is not _ScalarEvent:
             self._refuse_key(event, take, mapping, depth)
             return
-        key = self._scalar(event)
+        if event.anchor is not None or event.tag is not None:
+            self._refuse_properties(event)
+        key = _scalar(event)
         value_event = take()
-        if key.text == "<<" and not key.style:
+        known = mapping.members.get(key.text)
+        if type(value_event) is _ScalarEvent and known is None and key.text != "<<":
+            if value_event.anchor is not None or value_event.tag is not None:
+                self._refuse_properties(value_event)
+            mapping.members[key.text] = (key, _scalar(value_event))
+        elif key.text == "<<" and not key.style:
             self._refuse(event.start_mark, "anchor", "merges (`<<`) are not read in a rulebook; write the keys out")
             mapping.partial = True
             self._skip(value_event, take)
-            return
-        known = mapping.members.get(key.text)
-        if known is not None:
+        elif known is not None:
             message = f"`{key.text}` stands here a second time; the first is in line {known[0].line}"
             self._problems.add(self.name, (key.line, key.column), "duplicate_key", message)
             self._skip(value_event, take)
@@ -207,10 +212,7 @@ class RuleFile:
         if kind is _ScalarEvent:
             if event.anchor is not None or event.tag is not None:
                 self._refuse_properties(event)
-            begin, end = event.start_mark, event.end_mark
-            return Scalar(
-                event.value, begin.line + 1, begin.column + 1, end.line + 1, end.column + 1, event.style or ""
-            )
+            return _scalar(event)
         mark = event.start_mark
         if kind is _AliasEvent:
             message = f'aliases (`*{event.anchor}`) are not read; a text that begins with "*" needs quotes'
@@ -232,10 +234,6 @@ class RuleFile:
         while type(event := take()) is not _MappingEnd:
             self._read_member(event, take, mapping, depth)
         return Broken(mapping.line, mapping.column) if mapping.partial and not members else mapping
-
-    def _scalar(self, event: Any) -> Scalar:
-        node: Scalar = self._compose(event, lambda: None, 0)
-        return node
 
     def _refuse_key(self, event: Any, take: _Next, mapping: Mapping, depth: int) -> None:
         """Refuse a key that is no text. `{{ x }}` without quotes is read by YAML as a mapping that is a key."""
@@ -287,9 +285,7 @@ class RuleFile:
             (context.line + 1, context.column + 1) if context else None,
             self.lines,
         )
-        # The parser is often lost right behind a `{{` that has been reported already.
-        if not self._problems.has(self.name, line, "yaml_syntax"):
-            self._note((line, column), "yaml_syntax", message)
+        self._note((line, column), "yaml_syntax", message)
         self.readable = False
 
     def _refuse_character(self, error: yaml.reader.ReaderError) -> None:
@@ -300,7 +296,9 @@ class RuleFile:
         self._note((mark.line + 1, mark.column + 1), code, message)
 
     def _note(self, place: tuple[int, int], code: str, message: str) -> None:
-        self._problems.add(self.name, place, code, message)
+        # The parser is often lost right behind a `{{` that has a problem of its own.
+        if code != "yaml_syntax" or not self._problems.has(self.name, place[0], code):
+            self._problems.add(self.name, place, code, message)
         if self._in_sections:
             self.readable = False
 
@@ -310,6 +308,11 @@ class RuleFile:
         line = bisect_right(starts, offset)
         before = self._data[starts[line - 1] : offset].decode("utf-8", "replace").removeprefix("\ufeff")
         self._note((line, len(before) + 1), "yaml_syntax", message)
+
+
+def _scalar(event: Any) -> Scalar:
+    begin, end = event.start_mark, event.end_mark
+    return Scalar(event.value, begin.line + 1, begin.column + 1, end.line + 1, end.column + 1, event.style or "")
 
 
 def read_rulefile(path: Path, name: str, problems: Problems) -> RuleFile | None:
