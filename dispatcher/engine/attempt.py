@@ -77,6 +77,8 @@ def guarded(call: Callable[[], Any], handler: Handler, event_type: str) -> Outco
         returned = call()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the step boundary
         return outcome_of_error(error, handler)
+    if isinstance(returned, _OUTCOMES):
+        return returned
     if inspect.isawaitable(returned):
         return returned
     return checked(returned, handler, event_type)

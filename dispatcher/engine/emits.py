@@ -89,7 +89,9 @@ class Emitter:
         """Put messages for a broker into the outbox."""
         for index, message in enumerate(publishes):
             message_id = derived_uuid7(self._overlay.now_ms, run.run_id, step.id, "publish", index, repr(run.cursor))
-            self._outbox(message.exchange, message.routing_key, _to_json(plain_json(message.body, self._limits)), message_id, run)
+            self._outbox(
+                message.exchange, message.routing_key, _to_json(plain_json(message.body, self._limits)), message_id, run
+            )
 
     def _outbox(self, exchange: str, routing_key: str, body: str, message_id: str, run: Run) -> None:
         now = self._overlay.now_text
@@ -123,4 +125,3 @@ class Emitter:
                 self._overlay.now_text,
             )
         )
-

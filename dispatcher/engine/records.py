@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 
 from dispatcher.events.event import Event
@@ -52,8 +53,9 @@ DEAD_LETTER_COLUMNS = ("dead_id", "kind", "reason", "detail", "account_key", "ev
 OPEN_LANE = ""
 
 
+@lru_cache(maxsize=1024)
 def as_text(moment: datetime) -> str:
-    """Render a time as the store keeps it."""
+    """Render a time as the store keeps it. Cached: most times in a batch are the batch's own."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, assert_never
@@ -19,6 +20,8 @@ from dispatcher.events.limits import Limits, Refusal, plain_json
 from dispatcher.plugins.outcomes import Done, Failed, Outcome, RetryLater, Unknown
 from dispatcher.rules.plan import Chain, Step
 
+# An integer beyond 64 bits has 19 digits at least.
+_LONG_NUMBER = re.compile(r"\d{19}")
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -177,18 +180,24 @@ class Transitions:
         if result is None:
             return {}, None
         returned = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
-        members: dict[str, Any] = plain_json(returned, self._limits)
-        text = _to_json(members)
+        text = None
+        if type(returned) is dict:
+            try:
+                text = _to_json(returned)
+            except TypeError:
+                text = None  # a read-only view in it, or a mistake; the careful way tells which
+        if text is None or not _surely_plain(text, self._limits):
+            text = _to_json(plain_json(returned, self._limits))
         if len(text) > self._limits.body_bytes:
             raise Refusal("too_large", f"a result of {len(text)} characters")
+        # Later steps see what the journal holds, now as after a restart.
+        members: dict[str, Any] = json.loads(text)
         return members, text
 
     def _next_attempt_at(self, run: Run, step: Step, outcome: RetryLater) -> datetime | None:
         now = self._overlay.now
         first_at = as_time(run.step_started_at) if run.step_started_at else now
-        return next_attempt_at(
-            step.retry, outcome, attempt=run.attempt, first_at=first_at, now=now, salt=run.run_id
-        )
+        return next_attempt_at(step.retry, outcome, attempt=run.attempt, first_at=first_at, now=now, salt=run.run_id)
 
     def _retry(self, run: Run, step: Step, outcome: RetryLater, *, state: StepState) -> None:
         at = self._next_attempt_at(run, step, outcome)
@@ -251,3 +260,13 @@ class Transitions:
                 self._overlay.now_text,
             )
         )  # fmt: skip
+
+
+def _surely_plain(text: str, limits: Limits) -> bool:
+    """Whether a JSON text breaks none of the limits of events, as far as a glance can tell."""
+    return (
+        text.isascii()
+        and text.count("{") + text.count("[") <= limits.depth
+        and "\\u0000" not in text
+        and _LONG_NUMBER.search(text) is None
+    )

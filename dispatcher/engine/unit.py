@@ -93,7 +93,7 @@ class StepContext:
     """The context of one attempt: implements `Context`, `Contacts`, `OptOuts` and `Messages` over a layer."""
 
     __slots__ = (
-        "_connections", "_installation", "_key", "_layer", "_run", "_step", "asked", "region",
+        "_connections", "_installation", "_key", "_layer", "_message_id", "_run", "_step", "asked", "region",
     )  # fmt: skip
 
     def __init__(
@@ -113,6 +113,7 @@ class StepContext:
         self._connections = connections
         self._installation = installation
         self._key: str | None = None
+        self._message_id: str | None = None
         self.region = region
         self.asked = asked
 
@@ -184,10 +185,13 @@ class StepContext:
     @property
     def message_id(self) -> str:
         # Derived, so that no attempt changes it, and ordered by time.
+        if self._message_id is not None:
+            return self._message_id
         overlay, started_at = self._layer.overlay, self._run.started_at
         # A run that began in this batch, as most do, began at the batch's own time.
         ms = overlay.now_ms if started_at == overlay.now_text else _milliseconds(started_at)
-        return to_hex(derived_uuid7(ms, self.idempotency_key))
+        self._message_id = to_hex(derived_uuid7(ms, self.idempotency_key))
+        return self._message_id
 
 
 def _milliseconds(text: str) -> int:

@@ -68,7 +68,9 @@ def contact_row(contact: Contact) -> tuple[Any, ...]:
 
 def contact(row: Sequence[Any]) -> Contact:
     """Read a contact from CONTACT_COLUMNS."""
-    account_key, msisdn, contact_key, name, surname, email, language, groups, subscription, extra, created, updated = row
+    account_key, msisdn, contact_key, name, surname, email, language, groups, subscription, extra, created, updated = (
+        row
+    )
     return Contact(
         contact_key, account_key, msisdn, as_time(created), as_time(updated), name, surname, email, language,
         tuple(_from_json(groups)), _from_json(subscription), _from_json(extra),

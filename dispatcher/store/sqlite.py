@@ -364,5 +364,3 @@ def _unusable(path: Path, error: sqlite3.Error) -> StoreUnusable:
     }
     hint = next((text for word, text in hints.items() if word in said), "See the message of SQLite above.")
     return StoreUnusable(f"the store {path} cannot be used: {said}.", hint=hint)
-
-

@@ -110,9 +110,7 @@ RUNNING = "SELECT seq FROM runs WHERE state = 'running'"
 RUNNING_OF_EVENT = "SELECT seq FROM runs WHERE event_seq = ? AND state = 'running'"
 _RUN = ", ".join(f"r.{column}" for column in RUN_COLUMNS)
 RUN_WITH_EVENT = f"SELECT {_RUN}, {_EVENT} FROM runs r JOIN events e ON e.seq = r.event_seq WHERE r.seq = ?"  # noqa: S608
-STEPS_OF_RUN = (
-    "SELECT position, step, state, result FROM steps WHERE run_seq = ? ORDER BY position, attempt"
-)
+STEPS_OF_RUN = "SELECT position, step, state, result FROM steps WHERE run_seq = ? ORDER BY position, attempt"
 CHAIN_TEXT = "SELECT text FROM chains WHERE digest = ?"
 
 # Crashes.

@@ -56,7 +56,8 @@ class CrashGuard:
     def enter(self, event_seq: int, what: str) -> None:
         """A handler is about to run for this event, in the batch."""
         now = self._clock.monotonic()
-        self._report(now)
+        if self.current is not None:
+            self._report(now)
         _SLOT.pack_into(self._map, 0, event_seq)
         self.current = (event_seq, what, now)
 

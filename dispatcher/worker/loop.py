@@ -84,9 +84,7 @@ class Worker:
             self._clock,
             warn_after=settings.handler_warn_ms / 1000,
         )
-        self._calls = Calls(
-            threads=settings.call_threads, clock=self._clock, guard=self._guard, wake=self._wakeup.set
-        )
+        self._calls = Calls(threads=settings.call_threads, clock=self._clock, guard=self._guard, wake=self._wakeup.set)
         self._connections = OpenConnections(plan)
         self._replaced: list[OpenConnections] = []
         self._chains = PinnedChains(plan, store.chain_text)
@@ -120,9 +118,7 @@ class Worker:
 
     def run(self, *, drain: bool) -> int:
         """Run until told to stop, or with `drain` until nothing is left that is due; return the exit code."""
-        watchdog = Watchdog(
-            self._guard, self._clock, hang_after=self._settings.handler_hang_seconds, end=os._exit
-        )
+        watchdog = Watchdog(self._guard, self._clock, hang_after=self._settings.handler_hang_seconds, end=os._exit)
         try:
             self._connections.open()
             self._calls.configure(self._connections.by_lane)

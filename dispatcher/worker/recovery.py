@@ -84,4 +84,3 @@ class Recovery:
         if work.size:
             self._batches.alone(work)
             self._wait_for_calls()
-
