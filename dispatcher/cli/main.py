@@ -153,18 +153,21 @@ def _invoke(arguments: Sequence[str] | None) -> int:
 
 
 def _tell(error: DispatcherError) -> int:
-    from dispatcher.cli.output import say  # noqa: PLC0415
+    """Tell an expected error on stderr and return its exit code."""
+    from dispatcher.cli.output import say  # noqa: PLC0415 - only who errs pays for it
 
-    if isinstance(error, RulebookRefused):
-        for problem in error.problems:
-            say(str(problem))
-    if isinstance(error, SettingsRefused):
-        for message in error.messages:
-            say(f"error: {message}")
-    else:
-        say(f"error: {error.message}")
-    if error.hint:
-        say(error.hint)
+    match error:
+        case RulebookRefused():
+            for problem in error.problems:
+                say(str(problem))
+            say(f"error: {error.message}")
+        case SettingsRefused():
+            for message in error.messages:
+                say(f"error: {message}")
+        case _:
+            say(f"error: {error.message}")
+            if error.hint:
+                say(error.hint)
     match error:
         case UsageError():
             return exits.USAGE

@@ -18,7 +18,7 @@ app = new_app(
 def schema() -> None:
     """Print the JSON Schema of the rulebook: with it an editor completes and checks while you type."""
     from dispatcher.plugins.registry import load_registry  # noqa: PLC0415 - see main
-    from dispatcher.rules.schema import json_schema  # noqa: PLC0415
+    from dispatcher.rules.plan import json_schema  # noqa: PLC0415
 
     registry = load_registry()
     registry.load_all()
