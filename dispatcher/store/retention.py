@@ -22,10 +22,10 @@ FROM events e WHERE e.seq > ? AND e.received_on < ? ORDER BY e.seq LIMIT ?
 _FORGET = (
     "DELETE FROM steps WHERE run_seq IN (SELECT seq FROM runs WHERE event_seq = ?1)",
     "DELETE FROM runs WHERE event_seq = ?1",
-    "DELETE FROM dead_letters WHERE event_id = (SELECT event_id FROM events WHERE seq = ?1) AND account_key = "
-    "(SELECT account_key FROM events WHERE seq = ?1)",
-    "DELETE FROM event_ids WHERE event_seq = ?1 AND account_key = (SELECT account_key FROM events WHERE seq = ?1) "
-    "AND event_id = (SELECT event_id FROM events WHERE seq = ?1)",
+    """DELETE FROM dead_letters WHERE event_id = (SELECT event_id FROM events WHERE seq = ?1)
+       AND account_key = (SELECT account_key FROM events WHERE seq = ?1)""",
+    """DELETE FROM event_ids WHERE account_key = (SELECT account_key FROM events WHERE seq = ?1)
+       AND event_id = (SELECT event_id FROM events WHERE seq = ?1)""",
     "DELETE FROM events WHERE seq = ?1",
 )
 _FORGET_MESSAGES = "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE received_on < ? LIMIT ?)"

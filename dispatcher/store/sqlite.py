@@ -21,6 +21,7 @@ from dispatcher.plugins.context import Contact, Message
 from dispatcher.store import migrate, rows
 from dispatcher.store import statements as sql
 from dispatcher.store.lock import StoreLock
+from dispatcher.store.suppressions import ERASED, number_hash
 
 if TYPE_CHECKING:
     import sqlalchemy
@@ -47,6 +48,7 @@ class SqliteStore:
             table: connection.execute(f"SELECT coalesce(max(seq), 0) FROM {table}").fetchone()[0]  # noqa: S608
             for table in ("events", "runs")
         }
+        self.suppressed: set[bytes] = {row[0] for row in connection.execute(sql.SUPPRESSED).fetchall()}
         self.turns: dict[str, str] = {}
         self.known_chains: set[str] = set()
 
@@ -147,7 +149,14 @@ class SqliteTransaction:
         return None if row is None else row[0]
 
     def opt_outs(self, keys: Iterable[Key]) -> dict[Key, str]:
-        return {key: row[0] for key in keys if (row := self._one(sql.OPT_OUT, key)) is not None}
+        found = {}
+        for key in keys:
+            row = self._one(sql.OPT_OUT, key)
+            if row is not None:
+                found[key] = row[0]
+            elif self._store.suppressed and self._hash(key) in self._store.suppressed:
+                found[key] = ERASED
+        return found
 
     def message(self, message_id: str) -> Message | None:
         row = self._one(sql.MESSAGE, (message_id,))
@@ -284,6 +293,8 @@ class SqliteTransaction:
         for (account, number), entry in sorted(changes.opt_outs.items()):
             if entry is None:
                 self._connection.execute(sql.DELETE_OPT_OUT, (account, number))
+                if self._store.suppressed:
+                    self._connection.execute(sql.DELETE_SUPPRESSION, (self._hash((account, number)),))
             else:
                 self._connection.execute(sql.INSERT_OPT_OUT, (account, number, *entry))
         if changes.messages:
@@ -294,10 +305,15 @@ class SqliteTransaction:
             many(sql.INSERT_DEAD_LETTER, changes.dead_letters)
 
     def flushed(self, changes: Changes) -> None:
-        """Remember, after the commit, which chains the store has."""
+        """Remember, after the commit, which chains the store has, and who opted in again after an erasure."""
         self._store.known_chains.update(changes.chains)
+        if self._store.suppressed:
+            self._store.suppressed -= {self._hash(key) for key, entry in changes.opt_outs.items() if entry is None}
 
     # Helpers of the above.
+
+    def _hash(self, key: Key) -> bytes:
+        return number_hash(self._store.facts["secret"], *key)
 
     def _turn(self, name: str, statement: str, params: tuple[Any, ...]) -> list[str]:
         """Return the accounts whose turn it is, from behind the last one served, around the end."""

@@ -38,7 +38,8 @@ UPDATE_EVENT_STATE = (
     "UPDATE events SET state = ?, rulebook_digest = ?, conversation_type = ?, subject = ?, note = ? WHERE seq = ?"
 )
 INSERT_RUN = _insert("runs", RUN_COLUMNS)
-UPDATE_RUN = "UPDATE runs SET " + ", ".join(f'"{column}" = ?' for column in RUN_COLUMNS[RUN_FIXED:]) + " WHERE seq = ?"
+_CHANGES = ", ".join(f'"{column}" = ?' for column in RUN_COLUMNS[RUN_FIXED:])
+UPDATE_RUN = f"UPDATE runs SET {_CHANGES} WHERE seq = ?"  # noqa: S608
 UPDATE_UNBOUND_RUN = "UPDATE runs SET state = ?, error = ?, finished_at = ?, due_at = NULL, lane = '' WHERE seq = ?"
 UPSERT_STEP = _upsert(
     "steps",
@@ -57,12 +58,14 @@ UPSERT_MESSAGE = _upsert(
 )
 INSERT_OUTBOX = _insert("outbox", OUTBOX_COLUMNS)
 INSERT_DEAD_LETTER = _insert("dead_letters", DEAD_LETTER_COLUMNS)
+DELETE_SUPPRESSION = "DELETE FROM suppressions WHERE number_hash = ?"
 
 # Reading, within the batch's transaction.
 KNOWN_EVENT = "SELECT body_hash FROM event_ids WHERE account_key = ? AND event_id = ?"
 CONTACT = f"SELECT {_names(CONTACT_COLUMNS)} FROM contacts WHERE account_key = ? AND msisdn = ?"  # noqa: S608
 CONTACT_NUMBER = "SELECT msisdn FROM contacts WHERE account_key = ? AND contact_key = ?"
 OPT_OUT = "SELECT reason FROM opt_outs WHERE account_key = ? AND msisdn = ?"
+SUPPRESSED = "SELECT number_hash FROM suppressions"
 MESSAGE = f"SELECT {_names(MESSAGE_COLUMNS)} FROM messages WHERE message_id = ?"  # noqa: S608
 FAMILY = "SELECT count(*), coalesce(max(state = 'dead'), 0) FROM events WHERE root_id = ? AND hops > 0"
 
