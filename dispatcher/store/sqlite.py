@@ -99,10 +99,13 @@ class SqliteStore:
         engine = sqlalchemy.create_engine(
             "sqlite://", creator=lambda: self.connection, poolclass=StaticPool, pool_reset_on_return=None
         )
-        with self.transaction() as transaction:
-            with engine.connect() as connection:
+        try:
+            # Committed within: SQLAlchemy rolls back what is open when its connection is left.
+            with self.transaction() as transaction, engine.connect() as connection:
                 result = change(connection)
-            transaction.commit()
+                transaction.commit()
+        except sqlalchemy.exc.DBAPIError as error:
+            raise _unusable(self.path, error.orig if isinstance(error.orig, sqlite3.Error) else error) from error
         return result
 
     # What the worker asks between batches.
@@ -368,7 +371,7 @@ def _version_of(path: Path) -> str | None:
         connection.close()
 
 
-def _unusable(path: Path, error: sqlite3.Error) -> StoreUnusable:
+def _unusable(path: Path, error: Exception) -> StoreUnusable:
     said = str(error)
     hints = {
         "full": "Free some space; work goes on by itself.",
