@@ -20,7 +20,16 @@ from dispatcher.rules.nodes import Broken, Mapping, Node, Scalar, Sequence, desc
 from dispatcher.rules.parambinding import note_template
 from dispatcher.rules.problems import nearest
 from dispatcher.rules.reading import place_of, read
-from dispatcher.rules.shape import ChainHead, HandlerStep, StopStep, TriggerShape, WaitStep
+from dispatcher.rules.shape import (
+    RETRY_INITIAL,
+    RETRY_LONGEST,
+    RETRY_WITHIN,
+    ChainHead,
+    HandlerStep,
+    StopStep,
+    TriggerShape,
+    WaitStep,
+)
 from dispatcher.text.durations import format_duration
 
 if TYPE_CHECKING:
@@ -32,6 +41,7 @@ _KINDS: AnyMapping[str, type[HandlerStep | WaitStep | StopStep]] = {
     "stop": StopStep,
 }
 _CONTROL_TIMEOUT = timedelta(seconds=30)
+_CONTROL_RETRY = RetryPolicy(RETRY_WITHIN, RETRY_INITIAL, RETRY_LONGEST, None)
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -131,6 +141,9 @@ class ChainBinding:
         own: dict[str, int] = {}
         for item in items:
             node = item.get("id") if type(item) is Mapping else None
+            unreadable = type(item) is not Mapping or item.partial or type(node) is Broken
+            if unreadable or (node is None and any(nearest(name, ("id",)) for name in item.members)):
+                self._names.unsure = True
             if type(node) is not Scalar or node.is_null:
                 continue
             if node.text in own:
@@ -185,7 +198,7 @@ class ChainBinding:
             number_params=(),
             settled=None,
             timeout=_CONTROL_TIMEOUT,
-            retry=self._binder.retry_for(None),
+            retry=_CONTROL_RETRY,
             on_error="stop",
             on_unknown="hold",
             wait=wait,
@@ -270,7 +283,10 @@ class ChainBinding:
         message = f"no handler {shown(name.text)} is installed; `dispatcher handlers` lists those that are"
         if name.text in _KINDS or name.text in HandlerStep.reserved:
             message = f"{shown(name.text)} is no handler, but a step of its own: `{name.text}: …`"
-        self._note(place_of(name), "unknown_handler", message, nearest(name.text, names))
+        near = nearest(name.text, names)
+        self._note(place_of(name), "unknown_handler", message, near)
+        if near is not None:
+            self._names.steps.setdefault(near, None)  # the name by which later steps may call this one
         return None
 
     def _finished(

@@ -34,7 +34,8 @@ class KnownNames:
     """What an expression at one place may name.
 
     `fields` are those of `data` with their types, None when not known; `vars` likewise. `steps` are the earlier steps
-    with what they offer, None for anything; `later` are the ids from this step on; `here` is this step's id.
+    with what they offer, None for anything; `later` are the ids from this step on; `here` is this step's id. With
+    `unsure` the ids of some steps could not be read.
     """
 
     fields: Mapping[str, str] | None
@@ -43,6 +44,7 @@ class KnownNames:
     later: tuple[str, ...] = ()
     here: str | None = None
     in_condition: bool = False
+    unsure: bool = False
 
     def judge(self, path: Path) -> Misnomer | None:
         """Return what is wrong with the names of a path, if anything is."""
@@ -101,6 +103,8 @@ class KnownNames:
             return None
         name = rest[0]
         if name not in self.steps:
+            if self.unsure:
+                return None
             return self._judge_unknown_step(name)
         offers = self.steps[name]
         if guarded or offers is None or len(rest) < 2 or not isinstance(rest[1], str):

@@ -128,6 +128,8 @@ def described(node: Node) -> str:
         return "a mapping"
     if isinstance(node, Sequence):
         return "a list"
+    if isinstance(node, Broken):
+        return "what cannot be read"
     if node.is_null:
         return "nothing"
     return shown(node.text)

@@ -9,7 +9,7 @@ import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dispatcher.plugins.registry import Registry
 from dispatcher.plugins.services import Sender, Service
 from dispatcher.rules.binding import Binder
 from dispatcher.rules.catalogue import Catalogue
-from dispatcher.rules.chains import BoundChain, Chain, RetryPolicy, Step
+from dispatcher.rules.chains import BoundChain, Chain, RetryPolicy, Step, pack
 from dispatcher.rules.checks import advise
 from dispatcher.rules.comments import note_swallowed_text
 from dispatcher.rules.connections import Connections, build_connections
@@ -141,7 +141,8 @@ class Plan:
         bound = binder.bind(from_json(document), source)
         if bound is None or problems.errors:
             raise RulebookRefused(problems.listed())
-        return bound.chain
+        pinned = text.encode()
+        return replace(bound.chain, digest=sha256(pinned).hexdigest(), packed_text=pack(pinned))
 
 
 class _Pinned:
@@ -189,7 +190,6 @@ def check_rulebook(
 
 
 def _load(path: Path, name: str, registry: Registry, default_region: str | None, environ: Mapping[str, str]) -> _Loaded:
-    problems = Problems()
     with _collector_paused():
         return _read_and_bind(path, name, registry, default_region, environ)
 

@@ -150,6 +150,8 @@ def _report(  # noqa: PLR0917  # one function in two halves, before and behind a
             if (loc[:-1], name) not in meant and name not in unknown and not getattr(target, "partial", False):
                 problems.add(file, place_of(target), "missing_key", f"`{name}` is missing here")
             continue
+        if type(target) is Broken:
+            continue
         code, message, suggestion = judge(detail, target, literals_at(model, loc))
         problems.add(file, place_of(target), code, f"{_named(loc)}{message}", suggestion=suggestion)
 

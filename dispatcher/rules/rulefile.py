@@ -77,6 +77,7 @@ class RuleFile:
                 if ready is not None:
                     yield ready
                 ready = self._compose(event, take, 2)
+            take()  # fails if the list was ended by an error rather than by its author
             if ready is not None:
                 yield ready
         except yaml.YAMLError:

@@ -108,6 +108,8 @@ class _Gathering:
         if shape is None:
             return
         book = self.rulebook
+        if not node.members.keys() <= RulebookShape.model_fields.keys():
+            book.complete = False  # a misspelt section is one problem; what it would have defined is not missed
         if shape.account is not None:
             book.file_accounts[file.name] = shape.account
         for name, account in shape.accounts.items():
@@ -162,10 +164,20 @@ class _Gathering:
             key = (_text(item.get("conversation_type")), _text(item.get("event_type")))
             event = shapes.get(key)  # type: ignore[arg-type]  # a pair with None is simply not there
             if event is not None and self._is_first("entry for the event", key, file, item):
+                fields = item.get("fields")
+                if event.fields is not None and type(fields) is Mapping:
+                    # A field with a mistake in its type is a field all the same.
+                    types = {name: event.fields.get(name, "any") for name in fields.members}
+                    event = event.model_copy(update={"fields": types})
                 self.rulebook.events[key] = EventEntry(event, item, file)  # type: ignore[index]
 
+    def _is_section(self, node: Node) -> bool:
+        if node is not None and type(node) is not Mapping:
+            self.rulebook.complete = False
+        return type(node) is Mapping
+
     def _take_vars(self, file: RuleFile, node: Node) -> None:
-        if type(node) is not Mapping:
+        if not self._is_section(node):
             return
         for name, (key, value) in node.members.items():
             if self._is_first("var", name, file, key):
@@ -176,7 +188,7 @@ class _Gathering:
                     self._note(file, place_of(scalar), "bad_value", message)
 
     def _take_connections(self, kind: str, file: RuleFile, node: Node, into: dict[str, ConnectionEntry]) -> None:
-        if type(node) is not Mapping:
+        if not self._is_section(node):
             return
         for name, (key, value) in node.members.items():
             if not self._is_first(kind, name, file, key):
@@ -191,6 +203,8 @@ class _Gathering:
             type_node = value.get("type")
             if type_node is None and not value.partial:
                 self._note(file, place_of(value), "missing_key", "`type` is missing here")
+            elif type(type_node) is Broken:
+                type_node = None
             elif type_node is not None and (type(type_node) is not Scalar or type_node.is_null):
                 message = f"`type`: expected a text, found {described(type_node)}"
                 self._note(file, place_of(type_node), "wrong_type", message)

@@ -462,7 +462,7 @@ BROKEN = {
         None,
     ),
     "a trigger outside of the file's account": (
-        "version: 1\naccount: acc1\nchains:\n  - name: c\n    on: {account: ⟦acc2}\n    steps: [{handler: log_event}]\n",
+        "version: 1\naccount: acc1\n" + CHAIN.replace("acc1", "⟦acc2"),
         "bad_value",
         "acc1",
     ),
@@ -927,3 +927,12 @@ def test_a_broken_rulebook_gives_one_problem_at_its_place(name, check):
     ]
     assert found[0].file == "rulebook.yaml"
     assert found[0].severity == ("warning" if code in ("comment_in_text", "emit_cycle", "unreachable") else "error")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_without_libyaml_the_same_problem_is_told(name, check, monkeypatch):
+    source, code, suggestion = BROKEN[name]
+    text, line, _ = marked(source)
+    monkeypatch.setattr("dispatcher.rules.rulefile._Parser", None)
+
+    assert [(p.line, p.code, p.suggestion) for p in check(text)] == [(line, code, suggestion)]
