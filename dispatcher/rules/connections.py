@@ -141,6 +141,7 @@ class _Builder:
     def _note_errors(
         self, error: ValidationError, target: type[Service], entry: ConnectionEntry, meant: set[str | None]
     ) -> None:
+        told: set[tuple[int, int]] = set()
         for detail in error.errors(include_url=False):
             loc = detail["loc"]
             where, _ = locate(entry.node, loc)
@@ -148,10 +149,12 @@ class _Builder:
                 name = str(loc[-1])
                 unread = entry.node.partial or type(entry.node.get(name)) is Broken
                 if name not in meant and not unread:
-                    self._note(entry, place_of(where), "missing_key", f"`{name}` is missing here")
+                    holder = entry.key if len(loc) == 1 else where
+                    self._note(entry, place_of(holder), "missing_key", f"`{name}` is missing here")
                 continue
-            if type(where) is Broken:
-                continue
+            if type(where) is Broken or place_of(where) in told:
+                continue  # one value may miss each member of a union
+            told.add(place_of(where))
             name = f"`{loc[0]}`: " if loc else ""
             # What is found may be a secret: it is named by its kind only.
             code, message, suggestion = judge(detail, where, literals_at(target, loc))

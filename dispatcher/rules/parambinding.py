@@ -19,6 +19,7 @@ from dispatcher.rules.nodes import Broken, Mapping, Node, Scalar, place_in, show
 from dispatcher.rules.params import Compiled, Params, Render, compile_value
 from dispatcher.rules.problems import Problems, nearest
 from dispatcher.rules.reading import judge, literals_at, locate, place_of
+from dispatcher.rules.shape import HandlerStep
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class _Binding:
         self._node = node if type(node) is Mapping else Mapping({}, step.line, step.column)
         self._step = step
         self._source = source
-        self._unread = type(node) is Broken or self._node.partial
+        self._unread = type(node) is Broken or self._node.partial or _is_misnamed(step)
         self._handler_key = step.key("handler") if "handler" in step.members else Scalar("", 1, 1, 1, 1, "")
         self._meant: set[str | None] = set()
         self._faulty = self._unread
@@ -133,6 +134,7 @@ class _Binding:
         self, spec: HandlerSpec, literals: dict[str, Any], templates: set[str], regions: tuple[str | None, ...]
     ) -> None:
         """Let the handler's model judge what no run can change."""
+        told: set[tuple[int, int]] = set()
         for region in regions:
             for detail in self._errors(spec, literals, region):
                 loc = detail["loc"]
@@ -142,7 +144,7 @@ class _Binding:
                 if detail["type"] == "missing" and len(loc) == 1:
                     self._note_missing(spec, name)
                 else:
-                    self._note_bad(spec, name, detail)
+                    self._note_bad(spec, name, detail, told)
 
     def _errors(self, spec: HandlerSpec, literals: dict[str, Any], region: str | None) -> list[ErrorDetails]:
         key = (spec.name, repr(literals), region)
@@ -160,15 +162,17 @@ class _Binding:
         if name in self._meant or self._unread:
             return
         self._faulty = True
-        written = self._step.members.get("with")
-        where = written[1] if written is not None and type(written[1]) is Mapping else self._handler_key
+        where = self._step.key("with") if "with" in self._step.members else self._handler_key
         self._note(place_of(where), "missing_param", f"{spec.name} needs the param `{name}`")
 
-    def _note_bad(self, spec: HandlerSpec, name: str, detail: ErrorDetails) -> None:
+    def _note_bad(self, spec: HandlerSpec, name: str, detail: ErrorDetails, told: set[tuple[int, int]]) -> None:
         self._faulty = True
         where, _ = locate(self._node, detail["loc"])
         if where is self._node:
             where = self._node if self._node.members else self._handler_key
+        if place_of(where) in told:
+            return  # one value may miss each member of a union
+        told.add(place_of(where))
         _, message, suggestion = judge(detail, where, literals_at(spec.target, detail["loc"]))
         if type(where) is Scalar and where.is_null and self._source.comment_behind(where):
             message += '; what follows "#" is a comment, so put the text in quotes'
@@ -226,6 +230,14 @@ class _Binding:
 
     def _note(self, place: tuple[int, int], code: str, message: str, suggestion: str | None = None) -> None:
         self._problems.add(self._source.name, place, code, message, suggestion=suggestion)
+
+
+def _is_misnamed(step: Mapping) -> bool:
+    """Whether the params probably stand under a misspelt key, which has a problem of its own."""
+    known = HandlerStep.model_fields
+    return "with" not in step.members and any(
+        type(value) is Mapping and name not in known for name, (_, value) in step.members.items()
+    )
 
 
 def note_template(scalar: Scalar, problem: TemplateProblem, source: Source, problems: Problems) -> None:

@@ -64,7 +64,8 @@ class _Loaded:
 class Plan:
     """A rulebook that can be run. It never changes; a new one replaces it as a whole.
 
-    `disabled` are the chains that need a broken plugin, by name, each with its problem; they are not in `chains`.
+    `disabled` are the chains that need a broken plugin, by name, each with the reason; they are not in `chains`.
+    `warnings` are all problems that did not keep the rulebook from being loaded.
     """
 
     __slots__ = (
@@ -95,7 +96,7 @@ class Plan:
         self.services: dict[str, Service] = loaded.connections.services
         self.conversations: dict[str, str] = rulebook.conversations
         listed = loaded.problems.listed(files=loaded.files)
-        self.warnings: tuple[Problem, ...] = tuple(p for p in listed if p.severity == "warning")
+        self.warnings: tuple[Problem, ...] = tuple(listed)
         self.disabled: dict[str, str] = {
             bound.chain.name: str(bound.broken) for bound in loaded.chains if bound.broken is not None
         }
@@ -249,16 +250,19 @@ def _place_in_chain(node: Node, where: tuple[str | int, ...]) -> Place:
 
 def _refuse_later_types(loaded: _Loaded) -> None:
     """Refuse to run chains whose sender only a later version can run."""
+    users: dict[str, str] = {}
     for bound in loaded.chains:
         for step in bound.chain.steps:
-            kind, _, name = ((step.settled.connection if step.settled else None) or "").partition(":")
-            entry = loaded.connections.later.get(name) if kind == "sender" else None
-            if entry is not None and entry.type_node is not None:
-                message = (
-                    f"this version cannot run a sender of the type {entry.type_node.text!r}, "
-                    f"and the chain {bound.chain.name!r} sends by {name!r}"
-                )
-                loaded.problems.add(entry.file.name, place_of(entry.type_node), "bad_value", message)
+            if step.settled is not None and step.settled.connection is not None:
+                users.setdefault(step.settled.connection, bound.chain.name)
+    for name, entry in loaded.connections.later.items():
+        chain = users.get(f"sender:{name}")
+        if chain is not None and entry.type_node is not None:
+            message = (
+                f"this version cannot run a sender of the type {entry.type_node.text!r}, "
+                f"and the chain {chain!r} sends by {name!r}"
+            )
+            loaded.problems.add(entry.file.name, place_of(entry.type_node), "bad_value", message)
 
 
 def _digest(rulebook: Rulebook, chains: Iterable[Chain]) -> str:

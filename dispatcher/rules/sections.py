@@ -35,11 +35,16 @@ class EventEntry:
 class ConnectionEntry:
     """One sender or service as written; `node` has its references resolved."""
 
-    name: str
+    key: Scalar
     type_node: Scalar | None
     node: Mapping
     written: Node
     file: RuleFile
+
+    @property
+    def name(self) -> str:
+        """What the rulebook calls it."""
+        return self.key.text
 
 
 @dataclass(slots=True)
@@ -202,7 +207,7 @@ class _Gathering:
                 value = Mapping({}, value.line, value.column, partial=True)  # noqa: PLW2901
             type_node = value.get("type")
             if type_node is None and not value.partial:
-                self._note(file, place_of(value), "missing_key", "`type` is missing here")
+                self._note_no_type(kind, file, key, value)
             elif type(type_node) is Broken:
                 type_node = None
             elif type_node is not None and (type(type_node) is not Scalar or type_node.is_null):
@@ -210,7 +215,14 @@ class _Gathering:
                 self._note(file, place_of(type_node), "wrong_type", message)
                 type_node = None
             resolved = self._secrets.resolved(value.without("type"), file)
-            into[name] = ConnectionEntry(name, type_node, resolved, value, file)
+            into[name] = ConnectionEntry(key, type_node, resolved, value, file)
+
+    def _note_no_type(self, kind: str, file: RuleFile, key: Scalar, node: Mapping) -> None:
+        near = next((written for name, (written, _) in node.members.items() if nearest(name, ("type",))), None)
+        if near is None:
+            self._note(file, place_of(key), "missing_key", f"`type` is missing in this {kind}")
+        else:
+            self._note(file, place_of(near), "unknown_key", f"`{near.text}` is not a key of a {kind}", "type")
 
     def _take_defaults(self, file: RuleFile, node: Node, shape: DefaultsShape) -> None:
         if type(node) is not Mapping:

@@ -322,9 +322,19 @@ BROKEN = {
         None,
     ),
     "a sender without a type": (
-        section("senders:\n  default: ⟦{from_addr: abc}\n"),
+        section("senders:\n  ⟦default:\n    from_addr: abc\n"),
         "missing_key",
         None,
+    ),
+    "a misspelt type of a sender": (
+        section("senders:\n  default: {⟦tpye: outbox}\n"),
+        "unknown_key",
+        "type",
+    ),
+    "params under a misspelt key": (
+        steps('- handler: send_sms\n  ⟦wiht: {to: "{{ data.msisdn }}", text: Hi}'),
+        "unknown_key",
+        "with",
     ),
     "chains that are a mapping": (
         "version: 1\nchains:\n  ⟦fine: {steps: [{handler: log_event}]}\n",
@@ -543,7 +553,7 @@ BROKEN = {
         None,
     ),
     "a param that lacks": (
-        steps('- handler: send_sms\n  with: ⟦{to: "{{ data.msisdn }}"}'),
+        steps('- handler: send_sms\n  ⟦with:\n    to: "{{ data.msisdn }}"'),
         "missing_param",
         None,
     ),
@@ -625,7 +635,7 @@ BROKEN = {
         "from_addr",
     ),
     "a setting that a service lacks": (
-        section("services:\n  crm: ⟦{type: http}\n"),
+        section("services:\n  ⟦crm: {type: http}\n"),
         "missing_key",
         None,
     ),
