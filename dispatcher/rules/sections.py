@@ -17,6 +17,7 @@ from dispatcher.rules.reading import Place, place_of, read
 from dispatcher.rules.rulefile import RuleFile, read_rulefile, why_missing
 from dispatcher.rules.secrets import Secrets
 from dispatcher.rules.shape import AccountShape, DefaultsShape, EventShape, FragmentShape, RulebookShape
+from dispatcher.text.numbers import known_regions
 
 _SECTIONS = frozenset(("accounts", "vars", "conversations", "events", "senders", "services", "defaults", "chains"))
 _TEMPLATE_SIGNS = ("{{", "{%", "{#")
@@ -151,7 +152,7 @@ class _Gathering:
             self._note(file, place_of(where), "bad_value", message, nearest(account.timezone, zones))
 
     def _check_region(self, region: str, file: RuleFile, node: Node) -> None:
-        regions = _regions()
+        regions = known_regions()
         if region not in regions:
             upper = region.upper()
             suggestion = upper if upper in regions else None
@@ -274,14 +275,6 @@ def _key(node: Mapping, section: str, name: str) -> Scalar:
 
 def _value(node: Mapping, section: str, name: str) -> Node:
     return node.members[section][1].get(name)
-
-
-@cache
-def _regions() -> frozenset[str]:
-    # Imported here: it takes a while, which a rulebook without regions need not wait for.
-    import phonenumbers  # noqa: PLC0415
-
-    return frozenset(phonenumbers.SUPPORTED_REGIONS)
 
 
 @cache

@@ -54,6 +54,14 @@ def mask_number(text: str) -> str:
     return text[:head] + "*" * (len(text) - head - 4) + text[-4:]
 
 
+@cache
+def known_regions() -> frozenset[str]:
+    """Return the regions in which numbers can be read, such as "ZA"."""
+    import phonenumbers  # noqa: PLC0415
+
+    return frozenset(phonenumbers.SUPPORTED_REGIONS)
+
+
 def _read_plainly(text: str, region: str | None) -> str | None:
     """Settle a plain spelling, or return None to have `phonenumbers` decide."""
     if text[:1] == "+":
