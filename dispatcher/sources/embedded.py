@@ -6,9 +6,10 @@ holds the store. Knows nothing of sockets and command lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import IO, TYPE_CHECKING, Final
+from io import BufferedReader
+from typing import TYPE_CHECKING, Final
 
 from dispatcher import failpoints
 from dispatcher.engine.intake import Delivery, Intake, Receipt
@@ -18,42 +19,41 @@ if TYPE_CHECKING:
     from dispatcher.store.sqlite import SqliteStore
 
 SOURCE: Final = "embedded"
-# What is admitted in one commit, and fits one frame of the control socket.
-CHUNK_BODIES: Final = 256
-CHUNK_BYTES: Final = 2 * 1024 * 1024
+# How many events are admitted in one commit at most.
+CHUNK_BODIES: Final = 1024
+_READ_BYTES: Final = 256 * 1024
 
 # A body with the number of its line.
 Numbered = tuple[int, bytes]
 
 
-def lines(stream: IO[bytes], *, longest: int) -> Iterator[Numbered]:
-    """Yield the lines of a stream that are not blank, with their numbers from 1.
+def chunks(stream: BufferedReader, *, longest: int) -> Iterator[list[Numbered]]:
+    """Yield the lines of a stream that are not blank, with their numbers from 1, as they come in.
 
-    Of a line longer than `longest`, which is too large to be an event, only that much is read into memory.
+    What one read brings goes on at once: a pipe that somebody types into is not kept waiting for more. Of a line
+    longer than `longest` only so much is kept; memory stays the same however much comes.
     """
     number = 0
-    while line := stream.readline(longest):
-        number += 1
-        if not line.endswith(b"\n"):
-            rest = line
-            while rest and not rest.endswith(b"\n"):
-                rest = stream.readline(longest)
-        if line.strip():
-            yield number, line.rstrip(b"\r\n")
-
-
-def chunks(bodies: Iterable[Numbered]) -> Iterator[list[Numbered]]:
-    """Gather bodies into chunks, each small enough for one commit and one frame."""
-    chunk: list[Numbered] = []
-    size = 0
-    for number, body in bodies:
-        if chunk and (len(chunk) == CHUNK_BODIES or size + len(body) > CHUNK_BYTES):
+    rest = b""
+    while read := stream.read1(_READ_BYTES):
+        *whole, rest = (rest + read).split(b"\n") if b"\n" in read else (_cut(rest, read, longest),)
+        chunk = []
+        for line in whole:
+            number += 1
+            if line and not line.isspace():
+                chunk.append((number, line.removesuffix(b"\r")[:longest]))
+                if len(chunk) == CHUNK_BODIES:
+                    yield chunk
+                    chunk = []
+        if chunk:
             yield chunk
-            chunk, size = [], 0
-        chunk.append((number, body))
-        size += len(body)
-    if chunk:
-        yield chunk
+    if rest and not rest.isspace():
+        yield [(number + 1, rest.removesuffix(b"\r")[:longest])]
+
+
+def _cut(rest: bytes, read: bytes, longest: int) -> bytes:
+    """Add to a line that has not ended yet, unless it is too long already."""
+    return rest + read if len(rest) <= longest else rest
 
 
 def admit(store: SqliteStore, intake: Intake, bodies: Sequence[bytes], now: datetime) -> list[Receipt]:

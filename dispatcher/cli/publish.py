@@ -1,0 +1,190 @@
+"""`dispatcher publish`: hand in events from a file or a pipe, through the worker that runs or straight to the store."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, cast
+
+import typer
+
+from dispatcher.cli import exits
+from dispatcher.cli.options import AmqpOption, JsonOption, StoreOption, new_app, read_settings
+from dispatcher.cli.output import Progress, say, write_json
+from dispatcher.errors import StoreInUse, UsageError
+
+if TYPE_CHECKING:
+    from io import BufferedReader
+
+    from dispatcher.engine.intake import Intake
+    from dispatcher.settings import Settings
+    from dispatcher.sources.embedded import Numbered
+    from dispatcher.store.sqlite import SqliteStore
+
+app = new_app(
+    examples=(
+        "dispatcher publish events.jsonl       # one event a line",
+        "dispatcher publish event.json         # one event, over as many lines as it takes",
+        "zcat old.jsonl.gz | dispatcher publish",
+    )
+)
+
+# How long another process may hold the store without answering: it is starting, or publishing itself.
+_PATIENCE: Final = 30.0
+_PAUSE: Final = 0.02
+_KEPT_BEYOND: Final = 2**20
+# How many events a worker is asked to take at once: as many as it puts into one batch.
+_A_FRAME: Final = 256
+# Events die with their chunk; a collection for each 700 objects, Python's default, finds nothing.
+_GC_THRESHOLD: Final = 50_000
+
+
+Taken = tuple[str, str | None, str | None, str | None]
+
+
+class _Gate:
+    """The way into the store: the process that holds it, or, when nobody does, the file itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        from dispatcher.store.lock import socket_path  # noqa: PLC0415 - see main
+        from dispatcher.worker.control import ControlClient  # noqa: PLC0415
+
+        self._settings = settings
+        self._store: SqliteStore | None = None
+        self._intake: Intake | None = None
+        self._client = ControlClient(socket_path(settings.store_path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+        if self._store is not None:
+            self._store.close()
+
+    def take(self, bodies: list[bytes]) -> list[Taken]:
+        """Return (kind, event id, code, detail) of each body, once all of them are durable.
+
+        Raises StoreInUse when the process that holds the store does not answer for half a minute.
+        """
+        from dispatcher.worker.control import NoWorker, WorkerStopping  # noqa: PLC0415
+
+        taken: list[Taken] = []
+        deadline = time.monotonic() + _PATIENCE
+        while len(taken) < len(bodies):
+            try:
+                if self._opened():
+                    taken += self._admit(bodies[len(taken) :])
+                else:
+                    taken += self._ask(bodies[len(taken) : len(taken) + _A_FRAME])
+            except (NoWorker, WorkerStopping) as busy:
+                # A worker that starts or ends, or another `publish`: nothing was taken, so asking again is safe.
+                if time.monotonic() > deadline:
+                    raise StoreInUse(
+                        f"another process holds the store {self._settings.store_path}, and does not answer.",
+                        hint="`dispatcher doctor` tells which one.",
+                    ) from busy
+                time.sleep(_PAUSE)
+        return taken
+
+    def _opened(self) -> bool:
+        """Whether this process holds the store, or could take it now."""
+        from dispatcher.engine.intake import Intake  # noqa: PLC0415
+        from dispatcher.events.limits import Limits  # noqa: PLC0415
+        from dispatcher.store.sqlite import SqliteStore  # noqa: PLC0415
+
+        if self._store is None:
+            try:
+                self._store = SqliteStore.open(self._settings.store_path)
+            except StoreInUse:
+                return False
+            self._intake = Intake(Limits(self._settings.max_event_bytes, self._settings.max_depth))
+        return True
+
+    def _admit(self, bodies: list[bytes]) -> list[Taken]:
+        from dispatcher.sources.embedded import admit  # noqa: PLC0415
+
+        assert self._store is not None
+        assert self._intake is not None
+        receipts = admit(self._store, self._intake, bodies, datetime.now(UTC))
+        return [(receipt.kind, receipt.event_id, receipt.code, receipt.detail) for receipt in receipts]
+
+    def _ask(self, bodies: list[bytes]) -> list[Taken]:
+        answer = self._client.request("publish", {"bodies": [b64encode(body).decode() for body in bodies]})
+        return [tuple(receipt) for receipt in answer["receipts"]]
+
+
+@app.command()
+def publish(
+    file: Annotated[
+        str,
+        typer.Argument(metavar="[FILE|-]", help="A .jsonl file or - for stdin: one event a line; else one event."),
+    ] = "-",
+    *,
+    store: StoreOption = None,
+    amqp: AmqpOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hand in events; when this ends, all that was taken is safe in the store.
+
+    What cannot be read becomes a dead letter and is told on stderr with its line and code; the rest is taken all the
+    same, and the exit code is 1. An event whose id is known already is taken once.
+    """
+    settings = read_settings(store=store, amqp_url=amqp)
+    from dispatcher import failpoints  # noqa: PLC0415 - see main
+
+    failpoints.arm(settings.failpoints)
+    gc.set_threshold(_GC_THRESHOLD)
+    where = "line {}" if _is_one_a_line(file) else file.replace("{", "{{").replace("}", "}}")
+    taken = {"stored": 0, "duplicate": 0, "refused": 0}
+    refused: list[dict[str, Any]] = []
+    with _bodies(file, settings) as chunks, _Gate(settings) as gate, Progress("events") as progress:
+        for chunk in chunks:
+            receipts = gate.take([body for _, body in chunk])
+            for (line, _), (kind, _, code, detail) in zip(chunk, receipts, strict=True):
+                taken[kind] += 1
+                if kind == "refused":
+                    refused.append({"line": line, "code": code, "detail": detail})
+                    say(f"{where.format(line)}: {code}: {detail}")
+            progress.reached(sum(taken.values()))
+    if as_json:
+        write_json({"stored": taken["stored"], "duplicates": taken["duplicate"], "refused": refused})
+    say(f"{taken['stored']} stored, {taken['duplicate']} duplicates, {taken['refused']} refused")
+    if refused:
+        say("`dispatcher dead list` shows what was refused.")
+        raise typer.Exit(exits.PROBLEMS)
+
+
+def _is_one_a_line(name: str) -> bool:
+    return name == "-" or name.endswith(".jsonl")
+
+
+@contextmanager
+def _bodies(name: str, settings: Settings) -> Iterator[Iterator[list[Numbered]]]:
+    """Open the file and yield its bodies in chunks, read as they are asked for."""
+    from dispatcher.sources.embedded import chunks  # noqa: PLC0415
+
+    if name == "-":
+        if sys.stdin.isatty():
+            say("Reading events from the terminal, one a line; Ctrl-D ends.")
+        stream = cast("BufferedReader", sys.stdin.buffer)
+    else:
+        try:
+            stream = Path(name).open("rb")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise UsageError(f"cannot read {name}: {error.strerror or error}.") from error
+    try:
+        # What is longer is no event whatever it holds; the dead letter keeps so much of it.
+        longest = settings.max_event_bytes + _KEPT_BEYOND
+        yield chunks(stream, longest=longest) if _is_one_a_line(name) else iter([[(1, stream.read(longest))]])
+    except IsADirectoryError as error:
+        raise UsageError(f"cannot read {name}: it is a folder.") from error
+    finally:
+        if stream is not sys.stdin.buffer:
+            stream.close()
