@@ -1,277 +1,344 @@
-"""What people do to the store: replay, retry, cancel, resolve, discard. Each is one transaction with its audit row.
+"""What people do to runs and events: retry, cancel, resolve, replay. Each leaves a row in `audit`.
 
-Written in SQLAlchemy Core on the writer's connection. Nothing here runs a chain: a run that is to go on is made due,
-and the worker takes it up like any other.
+Written in SQLAlchemy Core, within a transaction of the writer. Nothing here runs a chain: a run that is to go on is
+made due, and the worker takes it up like any other. A step whose outcome nobody knows is never tried again on the
+way: that takes a person who says what happened (`resolve_run`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, insert, select, update
+from sqlalchemy import Connection, Select, insert, select, update
 
-from dispatcher.engine.records import as_text
+from dispatcher.engine.records import OPEN_LANE, as_text
 from dispatcher.errors import NotPossible, UsageError
-from dispatcher.store.lookup import EventRef, find_dead_letter, find_event, find_run
-from dispatcher.store.schema import audit, dead_letters, events, runs
+from dispatcher.store.lookup import EventRef, find_event, find_run
+from dispatcher.store.schema import audit, dead_letters, events, messages, runs, steps
 
-# What can be made to go on, or to go on at once.
-_RETRYABLE = ("failed", "held", "retrying", "waiting", "cancelled")
-_ENDED = ("done", "failed", "cancelled")
+Row = Mapping[str, Any]
+
+RETRYABLE: Final = ("failed", "held", "retrying", "waiting", "cancelled")
+_ENDED: Final = ("done", "failed", "cancelled")
+_RESUMABLE: Final = ("failed", "held", "cancelled")
+_CANCELLED_CALL: Final = "cancelled while the call was under way"
+
+# What `events.note` says of an event whose person was erased: it can never run again.
+ERASED_NOTE: Final = "erased"
+# How many rows one transaction of a bulk operation takes: the worker stands still meanwhile.
+PAGE: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What an operation changed: the ids, and a sentence for whoever asked."""
+class Page:
+    """Where a bulk operation stands: it walks up the rows behind `after`, to the last one there was at its start."""
+
+    after: int = 0
+    up_to: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What an operation did: the ids changed, those left alone and why, and a sentence for whoever asked."""
 
     ids: Sequence[str]
     message: str
+    left: Sequence[tuple[str, str]] = ()
+    next_page: Page | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return it as it goes over the control socket."""
-        return {"changed": len(self.ids), "ids": list(self.ids), "message": self.message}
+        return {
+            "changed": len(self.ids),
+            "ids": list(self.ids),
+            "message": self.message,
+            "left": [list(entry) for entry in self.left],
+            "next": None if self.next_page is None else [self.next_page.after, self.next_page.up_to],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """How the journal says that the step stands at which a run is."""
+
+    step_state: str | None = None
+    is_wait: bool = False
+    first_attempt: int = 1
+    last_attempt: int = 0
+
+    @property
+    def unknown(self) -> bool:
+        """Whether a call was made, or may have been, and nobody knows with what effect."""
+        return self.step_state == "unknown" or (self.step_state == "started" and not self.is_wait)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the step is a wait that has begun."""
+        return self.step_state == "started" and self.is_wait
 
 
 class Operations:
     """The operations of one transaction, by one actor."""
 
     def __init__(self, connection: Connection, actor: str, now: datetime) -> None:
-        self._connection = connection
+        self.connection = connection
         self._actor = actor
         self._now = as_text(now)
 
     # Runs.
 
-    def retry_run(self, text: str) -> Done:
-        """Make a run due now: a failed or held one tries its step again, a waiting one waits no longer."""
-        run_id = find_run(self._connection, text)
-        row = self._run(run_id)
-        if row["state"] not in _RETRYABLE:
-            raise NotPossible(
-                f"run {run_id} is {row['state']}.",
-                hint="Only failed, held, cancelled, retrying and waiting runs can be retried. "
-                "`dispatcher events replay ID --again` runs an event's chains anew.",
-            )
-        self._retry([row])
-        self._note("runs.retry", run_id)
-        return Done([run_id], f"run {run_id} is due now")
+    def retry_run(self, text: str) -> Changed:
+        """Make a run due now: a failed step is tried again under its old keys, a wait or a pause is over.
 
-    def retry_runs(self, *, chain: str | None, state: str, account: str | None) -> Done:
-        """Make all runs of a state due now, of one chain or account or of all."""
-        if state not in _RETRYABLE:
-            raise UsageError(f"runs that are {state} cannot be retried; one of {', '.join(_RETRYABLE)} can.")
-        conditions: list[ColumnElement[bool]] = [runs.c.state == state]
-        if chain is not None:
-            conditions.append(runs.c.chain == chain)
-        if account is not None:
-            conditions.append(runs.c.account_key == account)
-        found = self._rows(select(runs).where(*conditions).order_by(runs.c.seq))
-        self._retry(found)
-        ids = [row["run_id"] for row in found]
-        self._note("runs.retry", f"state={state} chain={chain or '*'} account={account or '*'}", f"{len(ids)} runs")
-        return Done(ids, f"{len(ids)} runs are due now")
+        Raises NotPossible where there is nothing to retry, or where only `resolve_run` is safe.
+        """
+        row = self._run(find_run(self.connection, text))
+        run_id, standing = row["run_id"], self._standing(row)
+        if row["state"] not in RETRYABLE:
+            raise NotPossible(f"run {run_id} is {row['state']}: there is nothing to retry.", hint=_HINTS[row["state"]])
+        # `on_unknown: fail` has decided already: such a step is `unknown`, its run `failed`.
+        decided = row["state"] in ("failed", "retrying") and standing.step_state == "unknown"
+        if standing.unknown and not decided:
+            raise _not_known(row)
+        self._refuse_erased(row["event_seq"])
+        self._retry(row, standing)
+        self.note("runs.retry", run_id)
+        doubt = f"; nobody knows whether step {row['step']} had an effect before" if decided else ""
+        return Changed([run_id], f"run {run_id} is due now{doubt}")
 
-    def cancel_run(self, text: str) -> Done:
+    def retry_runs(self, *, chain: str | None, state: str, account: str | None, page: Page) -> Changed:
+        """Make runs of a state due now, of one chain or account or of all; those that need a person are left alone."""
+        if state not in RETRYABLE:
+            raise UsageError(f"runs that are {state} cannot be retried; those of {', '.join(RETRYABLE)} can.")
+        wanted = {runs.c.state: state, runs.c.chain: chain, runs.c.account_key: account}
+        conditions = [column == value for column, value in wanted.items() if value is not None]
+        found, next_page = self.page(select(runs).where(*conditions), runs.c.seq, page)
+        retried, left = [], []
+        for row in found:
+            standing = self._standing(row)
+            if (standing.unknown and state != "retrying") or self._is_erased(row["event_seq"]):
+                left.append((row["run_id"], "unknown" if standing.unknown else "erased"))
+            else:
+                self._retry(row, standing)
+                retried.append(row["run_id"])
+        target = f"state={state} chain={chain or '*'} account={account or '*'}"
+        self.note("runs.retry", target, f"{len(retried)} runs")
+        return Changed(retried, f"{counted(len(retried), 'run')} due now", left, next_page)
+
+    def cancel_run(self, text: str) -> Changed:
         """End a run as cancelled. What a call under way brings back is dropped, though it may have acted."""
-        run_id = find_run(self._connection, text)
-        row = self._run(run_id)
+        row = self._run(find_run(self.connection, text))
+        run_id = row["run_id"]
         if row["state"] in _ENDED:
             raise NotPossible(f"run {run_id} is {row['state']} already.")
-        self._connection.execute(
-            update(runs)
-            .where(runs.c.seq == row["seq"])
-            .values(state="cancelled", due_at=None, lane="", finished_at=self._now, error=f"cancelled by {self._actor}")
+        self._update_run(
+            row, state="cancelled", due_at=None, lane=OPEN_LANE, finished_at=self._now, error=f"by {self._actor}"
         )
-        self._close_letters([run_id], "discarded")
-        self._note("runs.cancel", run_id)
+        if row["state"] == "running":
+            self._doubt_call(row)
+        self._close_run_letters(row, "discarded")
+        self.note("runs.cancel", run_id)
         acted = "; its call was under way and may have acted" if row["state"] == "running" else ""
-        return Done([run_id], f"run {run_id} is cancelled{acted}")
+        return Changed([run_id], f"run {run_id} is cancelled{acted}")
 
-    def resolve_run(self, text: str, *, sent: bool) -> Done:
-        """End a hold: the unknown step did happen, and the run goes on behind it; or did not, and it is tried again."""
-        run_id = find_run(self._connection, text)
-        row = self._run(run_id)
-        if row["state"] != "held" or "unknown: " not in (row["error"] or ""):
+    def resolve_run(self, text: str, *, sent: bool) -> Changed:
+        """Settle an unknown outcome: the step did happen, and the run goes on behind it; or did not: it is tried again.
+
+        Raises NotPossible when the run does not stand at a step whose outcome is unknown.
+        """
+        row = self._run(find_run(self.connection, text))
+        run_id, standing = row["run_id"], self._standing(row)
+        if row["state"] not in _RESUMABLE or not standing.unknown:
+            cause = f": {row['error']}" if row["state"] == "held" else ""
             raise NotPossible(
-                f"run {run_id} is {row['state']}, not held for an unknown outcome.",
-                hint="`dispatcher runs list --state held` lists what can be resolved.",
+                f"run {run_id} is {row['state']}{cause}; no outcome of it is unknown.",
+                hint="`dispatcher dead list --reason unknown` lists what can be resolved.",
             )
-        self._connection.execute(
-            update(runs)
-            .where(runs.c.seq == row["seq"])
-            .values(
-                state="ready",
-                due_at=self._now,
-                lane="",
-                resolution="sent" if sent else "not_sent",
-                attempt=row["attempt"] + (0 if sent else 1),
-                step_started_at=row["step_started_at"] if sent else None,
-            )
-        )
-        self._close_letters([run_id], "replayed")
-        self._note("runs.resolve", run_id, "sent" if sent else "not sent")
-        return Done([run_id], f"run {run_id} goes on: step {row['step']} was {'' if sent else 'not '}sent")
+        self._refuse_erased(row["event_seq"])
+        fresh: dict[str, Any] = {"attempt": standing.last_attempt + 1, "step_started_at": None}
+        self._revive(row, state="ready", resolution="sent" if sent else "not_sent", **({} if sent else fresh))
+        self.note("runs.resolve", run_id, "sent" if sent else "not sent")
+        told = "was sent: the run goes on behind it" if sent else "was not sent: it is tried again"
+        return Changed([run_id], f"run {run_id}: step {row['step']} {told}")
 
     # Events.
 
-    def replay_event(self, text: str, account: str | None, *, again: bool) -> Done:
-        """Resume what an event did not finish; with `again`, run its chains anew, with new keys."""
-        ref = find_event(self._connection, text, account)
-        changed = self._again(ref) if again else self._resume(ref)
-        self._note("events.replay", ref.event_id, "again" if again else None)
-        return changed
+    def replay_event(self, text: str, account: str | None, *, again: bool) -> Changed:
+        """Resume what an event did not finish, under the same keys; with `again`, run its chains anew, with new ones.
 
-    def _again(self, ref: EventRef) -> Done:
-        row = self._event(ref)
-        open_runs = self._rows(select(runs).where(runs.c.event_seq == ref.seq, runs.c.state.not_in(_ENDED)))
-        if open_runs or row["state"] == "new":
-            raise NotPossible(
-                f"event {ref.event_id} is still being worked on.",
-                hint="Wait for its runs to end, or cancel them: `dispatcher events show` lists them.",
-            )
-        self._connection.execute(
-            update(events)
-            .where(events.c.seq == ref.seq)
-            .values(state="new", generation=row["generation"] + 1, crash_count=0, note=None)
-        )
-        self._close_event_letters(ref)
-        return Done([ref.event_id], f"event {ref.event_id} is matched anew, as generation {row['generation'] + 1}")
-
-    def _resume(self, ref: EventRef) -> Done:
-        row = self._event(ref)
-        generation = [runs.c.event_seq == ref.seq, runs.c.generation == row["generation"]]
-        known = self._rows(select(runs).where(*generation).order_by(runs.c.seq))
-        if known:
-            unfinished = [run for run in known if run["state"] in ("failed", "held", "cancelled")]
-            if not unfinished:
-                raise NotPossible(
-                    f"event {ref.event_id} has nothing to resume: its runs are {_counted(known)}.",
-                    hint="`--again` runs its chains once more, as a new generation with new keys.",
-                )
-            self._retry(unfinished)
-            self._connection.execute(
-                update(events).where(events.c.seq == ref.seq).values(state="matched", crash_count=0, note=None)
-            )
-            self._close_event_letters(ref)
-            ids = [run["run_id"] for run in unfinished]
-            return Done(ids, f"{len(ids)} run{'s' if len(ids) != 1 else ''} of event {ref.event_id} due now")
+        Raises NotPossible where there is nothing to resume, or where the event is still being worked on.
+        """
+        ref = find_event(self.connection, text, account)
+        row = self.rows(select(events).where(events.c.seq == ref.seq))[0]
+        self._refuse_erased(ref.seq)
         if row["state"] == "new":
             raise NotPossible(f"event {ref.event_id} is new: it waits for its turn.")
-        self._connection.execute(
-            update(events).where(events.c.seq == ref.seq).values(state="new", crash_count=0, note=None)
-        )
-        self._close_event_letters(ref)
-        return Done([ref.event_id], f"event {ref.event_id} is matched anew")
-
-    # Dead letters.
-
-    def discard_letter(self, text: str) -> Done:
-        """Close a dead letter without doing anything about it."""
-        dead_id = find_dead_letter(self._connection, text)
-        row = self.letter(dead_id)
-        if row["state"] != "open":
-            raise NotPossible(f"dead letter {dead_id} is {row['state']} already.")
-        self.close_letter(dead_id, "discarded")
-        self._note("dead.discard", dead_id)
-        return Done([dead_id], f"dead letter {dead_id} is discarded")
-
-    def replay_letter(self, dead_id: str) -> Done:
-        """Resume what a dead letter of an event or a run stands for. A delivery goes through intake instead."""
-        row = self.letter(dead_id)
-        if row["state"] != "open":
-            raise NotPossible(f"dead letter {dead_id} is {row['state']} already.")
-        if row["kind"] == "run":
-            changed = self.retry_run(row["run_id"])
-        else:
-            changed = self.replay_event(row["event_id"], row["account_key"], again=False)
-        self.close_letter(dead_id, "replayed")
-        self._note("dead.replay", dead_id)
+        known = self.rows(select(runs).where(runs.c.event_seq == ref.seq).order_by(runs.c.seq))
+        changed = self._again(ref, row, known) if again else self._resume(ref, row, known)
+        self.note("events.replay", ref.event_id, "again" if again else None)
         return changed
 
-    def letter(self, dead_id: str) -> Mapping[str, Any]:
-        """Return the row of a dead letter."""
-        return self._rows(select(dead_letters).where(dead_letters.c.dead_id == dead_id))[0]
-
-    def open_letters(self, *, reason: str | None, account: str | None) -> list[str]:
-        """Return the ids of open dead letters, the oldest first."""
-        conditions: list[ColumnElement[bool]] = [dead_letters.c.state == "open"]
-        if reason is not None:
-            conditions.append(dead_letters.c.reason == reason)
-        if account is not None:
-            conditions.append(dead_letters.c.account_key == account)
-        statement = select(dead_letters.c.dead_id).where(*conditions).order_by(dead_letters.c.seq)
-        return [row["dead_id"] for row in self._rows(statement)]
-
-    def close_letter(self, dead_id: str, state: str) -> None:
-        """Close a dead letter as replayed or discarded."""
-        self._connection.execute(update(dead_letters).where(dead_letters.c.dead_id == dead_id).values(state=state))
-
-    def note_delivery(self, dead_id: str, became: str) -> None:
-        """Record that a delivery was taken in once more, and what became of it."""
-        self.close_letter(dead_id, "replayed")
-        self._note("dead.replay", dead_id, became)
-
-    # Helpers of the above.
-
-    def _retry(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Make runs due now; a step that had ended is tried with a fresh retry policy, under its old keys."""
-        for row in rows:
-            values: dict[str, Any] = {"due_at": self._now, "lane": "", "finished_at": None, "error": None}
-            if row["state"] != "waiting":
-                values["state"] = "ready"
-            if row["state"] in ("failed", "held", "cancelled"):
-                # The journal keeps the attempts that were: this one is counted on.
-                values["attempt"] = row["attempt"] + 1
-                values["step_started_at"] = None
-            self._connection.execute(update(runs).where(runs.c.seq == row["seq"]).values(**values))
-        self._close_letters([row["run_id"] for row in rows], "replayed")
-
-    def _close_letters(self, run_ids: Sequence[str], state: str) -> None:
-        for run_id in run_ids:
-            event_id = self._run(run_id)["event_id"]
-            self._connection.execute(
-                update(dead_letters)
-                .where(
-                    dead_letters.c.event_id == event_id,
-                    dead_letters.c.run_id == run_id,
-                    dead_letters.c.state == "open",
-                    dead_letters.c.kind == "run",
-                )
-                .values(state=state)
+    def _again(self, ref: EventRef, row: Row, known: Sequence[Row]) -> Changed:
+        if any(run["state"] not in _ENDED for run in known):
+            raise NotPossible(
+                f"event {ref.event_id} is still being worked on: its runs are {_states(known)}.",
+                hint="Let them end, or cancel them: `dispatcher events show` lists them.",
             )
+        generation = row["generation"] + 1
+        self._match_anew(ref, generation)
+        for run in known:
+            self._close_run_letters(run, "replayed")
+        return Changed([ref.event_id], f"event {ref.event_id} is matched anew, as generation {generation}")
 
-    def _close_event_letters(self, ref: EventRef) -> None:
-        self._connection.execute(
-            update(dead_letters)
-            .where(
-                dead_letters.c.event_id == ref.event_id,
-                dead_letters.c.account_key == ref.account_key,
-                dead_letters.c.state == "open",
-                dead_letters.c.kind != "delivery",
+    def _resume(self, ref: EventRef, row: Row, known: Sequence[Row]) -> Changed:
+        current = [run for run in known if run["generation"] == row["generation"]]
+        if not current:
+            self._match_anew(ref, row["generation"])
+            return Changed([ref.event_id], f"event {ref.event_id} is matched anew")
+        resumed, left = [], []
+        for run in current:
+            if run["state"] not in _RESUMABLE:
+                continue
+            standing = self._standing(run)
+            if standing.unknown:
+                left.append((run["run_id"], "unknown"))
+            else:
+                self._retry(run, standing)
+                resumed.append(run["run_id"])
+        if not resumed and left:
+            raise _not_known(next(run for run in current if run["run_id"] == left[0][0]))
+        if not resumed:
+            raise NotPossible(
+                f"event {ref.event_id} has nothing to resume: its runs are {_states(current)}.",
+                hint="`--again` runs its chains once more, as a new generation with new keys.",
             )
-            .values(state="replayed")
+        self._close_event_letters(ref)
+        return Changed(resumed, f"{counted(len(resumed), 'run')} of event {ref.event_id} due now", left)
+
+    def _match_anew(self, ref: EventRef, generation: int) -> None:
+        self.connection.execute(
+            update(events)
+            .where(events.c.seq == ref.seq)
+            .values(state="new", generation=generation, crash_count=0, note=None)
         )
+        self._close_event_letters(ref)
 
-    def _run(self, run_id: str) -> Mapping[str, Any]:
-        return self._rows(select(runs).where(runs.c.run_id == run_id))[0]
+    # What the operations share.
 
-    def _event(self, ref: EventRef) -> Mapping[str, Any]:
-        return self._rows(select(events).where(events.c.seq == ref.seq))[0]
-
-    def _rows(self, statement: Any) -> list[Mapping[str, Any]]:
-        return [dict(row) for row in self._connection.execute(statement).mappings()]
-
-    def _note(self, verb: str, target: str, detail: str | None = None) -> None:
-        self._connection.execute(
+    def note(self, verb: str, target: str, detail: str | None = None) -> None:
+        """Record who did what."""
+        self.connection.execute(
             insert(audit).values(at=self._now, actor=self._actor, verb=verb, target=target, detail=detail)
         )
 
+    def rows(self, statement: Select[Any]) -> list[Row]:
+        """Return what a statement finds."""
+        return [
+            {str(name): value for name, value in row.items()} for row in self.connection.execute(statement).mappings()
+        ]
 
-def _counted(rows: Sequence[Mapping[str, Any]]) -> str:
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row["state"]] = counts.get(row["state"], 0) + 1
-    return ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+    def page(self, statement: Select[Any], seq: Any, page: Page) -> tuple[list[Row], Page | None]:
+        """Return the next rows of a bulk operation, and where to go on; None behind the last."""
+        up_to = page.up_to
+        if up_to is None:
+            # Rows that come into being by what is done here are not of this operation.
+            newest = statement.with_only_columns(seq).order_by(seq.desc()).limit(1)
+            up_to = self.connection.execute(newest).scalar() or 0
+        found = self.rows(statement.where(seq > page.after, seq <= up_to).order_by(seq).limit(PAGE))
+        return found, Page(found[-1]["seq"], up_to) if len(found) == PAGE else None
+
+    def _run(self, run_id: str) -> Row:
+        return self.rows(select(runs).where(runs.c.run_id == run_id))[0]
+
+    def _standing(self, row: Row) -> _Standing:
+        here = (steps.c.run_seq == row["seq"], steps.c.position == row["position"])
+        tried = self.rows(select(steps).where(*here).order_by(steps.c.attempt))
+        if not tried:
+            return _Standing()
+        last = tried[-1]
+        return _Standing(last["state"], last["handler"] == "wait", tried[0]["attempt"], last["attempt"])
+
+    def _retry(self, row: Row, standing: _Standing) -> None:
+        if row["state"] in ("waiting", "retrying"):
+            self._update_run(row, due_at=self._now, lane=OPEN_LANE)
+        elif standing.waits:
+            self._revive(row, state="waiting")
+        elif standing.step_state in ("failed", "unknown"):
+            # The retry policy counts from the first attempt and from its time, so both begin anew. What was tried
+            # before moves below the first attempt, where the journal keeps it.
+            here = (steps.c.run_seq == row["seq"], steps.c.position == row["position"])
+            span = standing.last_attempt - standing.first_attempt + 1
+            beyond = steps.c.attempt - max(span, standing.last_attempt)
+            self.connection.execute(update(steps).where(*here).values(attempt=beyond))
+            self._revive(row, state="ready", attempt=1, step_started_at=None)
+        else:
+            self._revive(row, state="ready", step_started_at=None)
+
+    def _revive(self, row: Row, **values: Any) -> None:
+        """Make a run due that had ended or was held; the letters that told of it are answered."""
+        self._update_run(row, due_at=self._now, lane=OPEN_LANE, finished_at=None, error=None, **values)
+        self._close_run_letters(row, "replayed")
+        # An event that was parked as crashed lives again with its runs.
+        self.connection.execute(
+            update(events)
+            .where(events.c.seq == row["event_seq"], events.c.state == "dead")
+            .values(state="matched", crash_count=0, note=None)
+        )
+
+    def _update_run(self, row: Row, **values: Any) -> None:
+        self.connection.execute(update(runs).where(runs.c.seq == row["seq"]).values(**values))
+
+    def _doubt_call(self, row: Row) -> None:
+        """Journal that the call of a cancelled run, and the text it may have sent, are unknown."""
+        here = (steps.c.run_seq == row["seq"], steps.c.position == row["position"], steps.c.state == "started")
+        doubt = {"state": "unknown", "error": _CANCELLED_CALL, "finished_at": self._now}
+        self.connection.execute(update(steps).where(*here).values(**doubt))
+        mine = (messages.c.run_id == row["run_id"], messages.c.step == row["step"], messages.c.state == "queued")
+        self.connection.execute(update(messages).where(*mine).values(state="held", error=_CANCELLED_CALL))
+
+    def _close_run_letters(self, row: Row, state: str) -> None:
+        table = dead_letters
+        of_run = (table.c.event_id == row["event_id"], table.c.run_id == row["run_id"], table.c.kind == "run")
+        self.connection.execute(update(table).where(*of_run, table.c.state == "open").values(state=state))
+
+    def _close_event_letters(self, ref: EventRef) -> None:
+        table = dead_letters
+        of_event = (
+            table.c.event_id == ref.event_id, table.c.account_key == ref.account_key, table.c.kind == "event",
+        )  # fmt: skip
+        self.connection.execute(update(table).where(*of_event, table.c.state == "open").values(state="replayed"))
+
+    def _is_erased(self, event_seq: int) -> bool:
+        found = self.connection.execute(select(events.c.note).where(events.c.seq == event_seq)).scalar()
+        return found == ERASED_NOTE
+
+    def _refuse_erased(self, event_seq: int) -> None:
+        if self._is_erased(event_seq):
+            raise NotPossible("the person whom this event was about was erased, and its content with them.")
+
+
+_HINTS: Final = {
+    "ready": "It is due already.",
+    "running": "Its call is under way; `dispatcher runs cancel` gives it up.",
+    "done": "`dispatcher events replay EVENT --again` runs an event's chains anew.",
+}
+
+
+def counted(number: int, what: str) -> str:
+    """Write "1 run", "2 runs"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _states(rows: Sequence[Row]) -> str:
+    return ", ".join(f"{number} {state}" for state, number in sorted(Counter(row["state"] for row in rows).items()))
+
+
+def _not_known(row: Row) -> NotPossible:
+    return NotPossible(
+        f"run {row['run_id']} is {row['state']}, and nobody knows whether its step {row['step']} had its effect.",
+        hint=f"`dispatcher runs resolve {row['run_id']} --sent` or `--not-sent` tells, and lets it go on.",
+    )

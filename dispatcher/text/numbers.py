@@ -62,6 +62,14 @@ def known_regions() -> frozenset[str]:
     return frozenset(phonenumbers.SUPPORTED_REGIONS)
 
 
+def split_number(number: str) -> tuple[str, str]:
+    """Return the calling code and the national part of an E.164 number: ("27", "821234567") of "+27821234567"."""
+    digits = number.removeprefix("+")
+    plans = _plans()
+    size = next((size for size in (2, 3, 1) if digits[:size] in plans), 0)
+    return digits[:size], digits[size:]
+
+
 def _read_plainly(text: str, region: str | None) -> str | None:
     """Settle a plain spelling, or return None to have `phonenumbers` decide."""
     if text[:1] == "+":

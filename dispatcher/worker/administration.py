@@ -1,98 +1,232 @@
-"""The writing verbs, for whoever holds the store: the worker's loop between two batches, or a verb without a worker."""
+"""The writing verbs, for whoever holds the store: the worker's loop between two batches, or a command without a worker.
+
+    events.replay   event, account?, again?                    runs.cancel     run
+    runs.retry      run | state?, chain?, account?, page?      runs.resolve    run, sent
+    dead.replay     dead | reason?, kind?, account?, page?     dead.discard    the same, why?
+    contacts.erase  contact, account?, region?
+
+Each also takes `actor`, who asks. A verb over many rows does a page of them and says where to go on (`next`), so that
+the worker never stands still for long.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+import os
+import pwd
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from dispatcher.errors import UsageError
+from dispatcher.errors import StoreInUse, StoreUnusable, UsageError
 from dispatcher.events.limits import Limits
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.worker.control import ControlClient, NoWorker, WorkerStopping
 
 if TYPE_CHECKING:
-    from dispatcher.store.operations import Operations
+    from sqlalchemy import Connection
+
+    from dispatcher.engine.intake import Delivery, Receipt
+    from dispatcher.store.operations import Changed, Operations
+    from dispatcher.store.sqlite import SqliteStore
+
+# How long another process may hold the store without answering: it is starting, stopping or publishing.
+_PATIENCE_SECONDS: Final = 15.0
+_PAUSE_SECONDS: Final = 0.05
 
 
-def perform(store: SqliteStore, verb: str, args: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    """Do what a verb asks, in one transaction, and return what changed: `changed`, `ids`, `message`.
+def perform(
+    store: SqliteStore, verb: str, args: Mapping[str, Any], now: datetime, *, limits: Limits | None = None
+) -> dict[str, Any]:
+    """Do what a verb asks, in one transaction; return `changed`, `ids`, `message`, `left` and `next`.
 
-    Raises NotFound, NotPossible or UsageError, and has done nothing then.
+    Raises NotFound, NotPossible, UsageError or StoreUnusable, and has done nothing then.
     """
     from dispatcher.store.operations import Operations  # noqa: PLC0415 - brings SQLAlchemy, and is seldom needed
 
-    actor = str(args.get("actor") or "unknown")
+    asked = _Arguments(verb, args)
+    actor = asked.optional("actor") or "unknown"
+    if verb == "contacts.erase":
+        from dispatcher.store.erase import erase  # noqa: PLC0415 - as above
 
-    def within(change: Callable[[Operations], dict[str, Any]]) -> dict[str, Any]:
-        return store.administer(lambda connection: change(Operations(connection, actor, now)))
+        who, account, region = asked.text("contact"), asked.optional("account"), asked.optional("region")
+        return erase(store, who, account, region=region, actor=actor, now=now).as_json()
 
-    match verb:
-        case "events.replay":
-            event, account, again = str(args["event"]), args.get("account"), bool(args.get("again"))
-            return within(lambda by: by.replay_event(event, account, again=again).as_json())
-        case "runs.retry" if args.get("run"):
-            return within(lambda by: by.retry_run(str(args["run"])).as_json())
-        case "runs.retry":
-            state = str(args.get("state") or "failed")
-            chain, account = args.get("chain"), args.get("account")
-            return within(lambda by: by.retry_runs(chain=chain, state=state, account=account).as_json())
-        case "runs.cancel":
-            return within(lambda by: by.cancel_run(str(args["run"])).as_json())
-        case "runs.resolve":
-            return within(lambda by: by.resolve_run(str(args["run"]), sent=bool(args["sent"])).as_json())
-        case "dead.replay":
-            return _each_letter(store, args, now, actor, replay=True)
-        case "dead.discard":
-            return _each_letter(store, args, now, actor, replay=False)
-        case "contacts.erase":
-            from dispatcher.store.erase import erase_contact  # noqa: PLC0415 - as above
-
-            return erase_contact(store, str(args["contact"]), args.get("account"), actor=actor, now=now)
-        case _:
-            raise UsageError(f"the worker knows no verb {verb!r}.", hint="Are both of one version?")
-
-
-def _each_letter(
-    store: SqliteStore, args: Mapping[str, Any], now: datetime, actor: str, *, replay: bool
-) -> dict[str, Any]:
-    """Replay or discard one dead letter, or all that are open for a reason."""
-    from dispatcher.store.lookup import find_dead_letter  # noqa: PLC0415 - as above
-    from dispatcher.store.operations import Operations  # noqa: PLC0415
-
-    def chosen(connection: Any) -> list[str]:
-        if args.get("dead"):
-            return [find_dead_letter(connection, str(args["dead"]))]
+    def change(connection: Connection) -> Changed:
         operations = Operations(connection, actor, now)
-        return operations.open_letters(reason=args.get("reason"), account=args.get("account"))
+        if verb.startswith("dead."):
+            return _change_letters(store, operations, asked, now, limits or Limits())
+        return _change_work(operations, asked)
 
-    def discarded(dead_id: str) -> str:
-        return store.administer(lambda by: Operations(by, actor, now).discard_letter(dead_id).message)
-
-    changed = store.administer(chosen)
-    told = [_replay(store, dead_id, now, actor) if replay else discarded(dead_id) for dead_id in changed]
-    message = told[0] if len(told) == 1 else f"{len(changed)} dead letters {'replayed' if replay else 'discarded'}"
-    return {"changed": len(changed), "ids": changed, "message": message}
+    return store.administer(change).as_json()
 
 
-def _replay(store: SqliteStore, dead_id: str, now: datetime, actor: str) -> str:
-    from dispatcher.engine.intake import Delivery, Intake  # noqa: PLC0415 - as above
-    from dispatcher.engine.unit import Overlay  # noqa: PLC0415
-    from dispatcher.errors import NotPossible  # noqa: PLC0415
-    from dispatcher.store.operations import Operations  # noqa: PLC0415
-
-    letter = store.administer(lambda by: Operations(by, actor, now).letter(dead_id))
-    if letter["kind"] != "delivery" or letter["state"] != "open":
-        return store.administer(lambda by: Operations(by, actor, now).replay_letter(dead_id).message)
-    with store.transaction() as transaction:
-        overlay = Overlay(transaction, now)
-        (receipt,) = Intake(Limits()).admit([Delivery(bytes(letter["body"]))], overlay)
-        if receipt.kind == "refused":
-            raise NotPossible(
-                f"dead letter {dead_id} is refused again: {receipt.code}: {receipt.detail}",
-                hint="Publish it mended, and discard this one.",
+def _change_work(operations: Operations, asked: _Arguments) -> Changed:
+    match asked.verb:
+        case "events.replay":
+            return operations.replay_event(
+                asked.text("event"), asked.optional("account"), again=asked.truth("again", default=False)
             )
-        transaction.flush(overlay.changes)
-        transaction.commit()
-    became = f"event {receipt.event_id}: {receipt.kind}"
-    store.administer(lambda by: Operations(by, actor, now).note_delivery(dead_id, became))
-    return f"dead letter {dead_id} became {became}"
+        case "runs.retry" if asked.optional("run") is not None:
+            return operations.retry_run(asked.text("run"))
+        case "runs.retry":
+            state, chain, account = (asked.optional(name) for name in ("state", "chain", "account"))
+            return operations.retry_runs(chain=chain, state=state or "failed", account=account, page=asked.page())
+        case "runs.cancel":
+            return operations.cancel_run(asked.text("run"))
+        case "runs.resolve":
+            return operations.resolve_run(asked.text("run"), sent=asked.truth("sent"))
+        case verb:
+            raise UsageError(f"there is no verb {verb!r}.", hint="Are worker and command of one version?")
+
+
+def _change_letters(
+    store: SqliteStore, operations: Operations, asked: _Arguments, now: datetime, limits: Limits
+) -> Changed:
+    from dispatcher.engine.intake import Intake  # noqa: PLC0415 - see `perform`
+    from dispatcher.engine.unit import Overlay  # noqa: PLC0415
+    from dispatcher.store.letters import Letters  # noqa: PLC0415
+    from dispatcher.store.sqlite import SqliteTransaction  # noqa: PLC0415
+
+    def take_in(delivery: Delivery) -> Receipt:
+        # Within the transaction that closes the letter, so that a crash leaves both or neither.
+        transaction = SqliteTransaction(store)
+        overlay = Overlay(transaction, now)
+        (receipt,) = Intake(limits).admit([delivery], overlay)
+        if receipt.kind == "stored":
+            transaction.flush(overlay.changes)
+        return receipt
+
+    letters = Letters(operations, take_in)
+    one = asked.optional("dead") is not None
+    filters = {"reason": asked.optional("reason"), "kind": asked.optional("kind")}
+    filters["account_key"] = asked.optional("account")
+    match asked.verb:
+        case "dead.replay":
+            return letters.replay(asked.text("dead")) if one else letters.replay_all(filters, asked.page())
+        case "dead.discard":
+            why = asked.optional("why")
+            return letters.discard(asked.text("dead"), why) if one else letters.discard_all(filters, why, asked.page())
+        case verb:
+            raise UsageError(f"there is no verb {verb!r}.", hint="Are worker and command of one version?")
+
+
+class _Arguments:
+    """The arguments of a verb, as they came over the socket: anything may be missing or of another type."""
+
+    def __init__(self, verb: str, args: Mapping[str, Any]) -> None:
+        self.verb = verb
+        self._args = args
+
+    def text(self, name: str) -> str:
+        value = self.optional(name)
+        if value is None:
+            raise UsageError(f"{self.verb}: `{name}` is missing.")
+        return value
+
+    def optional(self, name: str) -> str | None:
+        value = self._args.get(name)
+        if value is None or isinstance(value, str):
+            return value
+        raise UsageError(f"{self.verb}: `{name}` must be a text.")
+
+    def truth(self, name: str, *, default: bool | None = None) -> bool:
+        value = self._args.get(name, default)
+        if isinstance(value, bool):
+            return value
+        raise UsageError(f"{self.verb}: `{name}` must be true or false.")
+
+    def page(self) -> Any:
+        from dispatcher.store.operations import Page  # noqa: PLC0415 - see `perform`
+
+        value = self._args.get("page")
+        if value is None:
+            return Page()
+        if isinstance(value, list) and len(value) == 2 and all(type(bound) is int for bound in value):
+            return Page(*value)
+        raise UsageError(f"{self.verb}: `page` must be what `next` was.")
+
+
+# For commands: through the worker that runs, or straight into the store.
+
+
+class Holder(Protocol):
+    """Whoever holds the store and can be asked to write."""
+
+    def request(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
+        """Have a verb done and return its result."""
+        ...
+
+
+class _OwnHold:
+    def __init__(self, store: SqliteStore, limits: Limits) -> None:
+        self._store = store
+        self._limits = limits
+
+    def request(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
+        return perform(self._store, verb, args, datetime.now(UTC), limits=self._limits)
+
+
+class Administrator:
+    """Sends writing verbs to the process that holds the store, or holds it itself where nobody does."""
+
+    def __init__(self, store_path: Path, limits: Limits) -> None:
+        self._store_path = store_path
+        self._limits = limits
+
+    def request(self, verb: str, **args: Any) -> dict[str, Any]:
+        """Have a verb done and return its result. Raises what the verb raises, and StoreUnusable without a store."""
+        if not self._store_path.exists():
+            raise StoreUnusable(
+                f"there is no store at {self._store_path.absolute()}.",
+                hint="`dispatcher run` or `dispatcher publish` makes one; --store or DISPATCHER_STORE names another.",
+            )
+        args["actor"] = user_name()
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                with self._holder() as holder:
+                    return holder.request(verb, args)
+            except (StoreInUse, WorkerStopping):
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
+
+    def every_page(self, verb: str, **args: Any) -> Iterator[dict[str, Any]]:
+        """Have a verb over many rows done, page by page."""
+        page: list[int] | None = None
+        while True:
+            result = self.request(verb, **args, page=page)
+            yield result
+            page = result["next"]
+            if page is None:
+                return
+
+    @contextmanager
+    def _holder(self) -> Iterator[Holder]:
+        from dispatcher.store.lock import socket_path  # noqa: PLC0415 - see `perform`
+        from dispatcher.store.sqlite import SqliteStore  # noqa: PLC0415
+
+        with ControlClient(socket_path(self._store_path)) as client:
+            try:
+                client.connect()
+            except NoWorker:
+                pass
+            else:
+                yield client
+                return
+        store = SqliteStore.open(self._store_path)
+        try:
+            yield _OwnHold(store, self._limits)
+        finally:
+            store.close()
+
+
+def user_name() -> str:
+    """Return the name of the user that this process runs as: the kernel's word, not the environment's."""
+    number = os.getuid()
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:  # in a container users often have no name
+        return f"uid {number}"

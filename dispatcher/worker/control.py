@@ -214,7 +214,7 @@ class ControlClient:
         Raises NoWorker when nobody listens, WorkerStopping when nothing was done of it; NotPossible when the answer
         is lost, so that nobody knows; UsageError when it does not fit in a frame.
         """
-        connection = self._connect()
+        connection = self.connect()
         try:
             _send(connection, {"verb": verb, "args": args})
         except OSError as problem:
@@ -235,7 +235,8 @@ class ControlClient:
             return result
         raise _KINDS.get(answer["kind"], DispatcherError)(answer["error"], hint=answer["hint"])
 
-    def _connect(self) -> socket.socket:
+    def connect(self) -> socket.socket:
+        """Connect, unless that is done. Raises NoWorker when nobody listens, CannotStart when we may not speak."""
         if self._connection is None:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             connection.settimeout(_CONNECT_SECONDS)

@@ -13,7 +13,7 @@ from dispatcher.clock import Clock, SystemClock
 from dispatcher.engine.emits import LoopGuard
 from dispatcher.engine.machine import Budget, Engine
 from dispatcher.engine.records import as_time
-from dispatcher.errors import CannotStart, DispatcherError, NotPossible, RulebookRefused, StoreUnusable
+from dispatcher.errors import CannotStart, DispatcherError, RulebookRefused, StoreUnusable
 from dispatcher.events.limits import Limits
 from dispatcher.plugins.registry import load_registry
 from dispatcher.rules.plan import Plan, load_plan
@@ -26,7 +26,7 @@ from dispatcher.worker.administration import perform
 from dispatcher.worker.batches import Batches
 from dispatcher.worker.calls import Calls
 from dispatcher.worker.connections import OpenConnections, PinnedChains
-from dispatcher.worker.control import ControlServer
+from dispatcher.worker.control import ControlServer, WorkerStopping
 from dispatcher.worker.guard import EXIT_RESTART, CrashGuard, Watchdog
 from dispatcher.worker.inbox import Inbox
 from dispatcher.worker.recovery import Recovery
@@ -197,13 +197,16 @@ class Worker:
 
     def _administer(self, *, stopping: bool) -> bool:
         if stopping:
-            self._inbox.refuse_all(NotPossible("the worker is stopping.", hint="Try again in a moment."))
+            self._inbox.refuse_all(WorkerStopping("the worker is stopping.", hint="Try again in a moment."))
             return False
         worked = False
         while (request := self._inbox.next_verb()) is not None:
             worked = True
             try:
-                request.reply(perform(self._store, request.verb, request.args, self._clock.now()))
+                result = perform(
+                    self._store, request.verb, request.args, self._clock.now(), limits=self._engine.limits
+                )
+                request.reply(result)
             except DispatcherError as error:
                 request.fail(error)
             self._batches.queued = self._store.queued_calls()
@@ -303,7 +306,7 @@ class Worker:
 
     def _close(self) -> None:
         self._control.stop()
-        self._inbox.refuse_all(NotPossible("the worker has stopped.", hint="Try again."))
+        self._inbox.refuse_all(WorkerStopping("the worker has stopped.", hint="Try again."))
         self._calls.close()
         for connections in (self._connections, *self._replaced):
             connections.close()
