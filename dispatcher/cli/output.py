@@ -27,10 +27,14 @@ def write(text: str = "") -> None:
     sys.stdout.write(plain(text) + "\n")
 
 
-def write_wrapped(text: str, *, indent: str = "") -> None:
-    """Print a paragraph of a result on stdout, no wider than people like to read."""
+def write_wrapped(text: str, *, indent: str = "", first: str | None = None) -> None:
+    """Print a paragraph of a result on stdout, no wider than people like to read; `first` begins its first line."""
     width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 0)).columns)
-    write(textwrap.fill(" ".join(text.split()), width, initial_indent=indent, subsequent_indent=indent))
+    write(
+        textwrap.fill(
+            " ".join(text.split()), width, initial_indent=indent if first is None else first, subsequent_indent=indent
+        )
+    )
 
 
 def say(text: str) -> None:

@@ -1,0 +1,250 @@
+"""`dispatcher doctor`: what is wrong here, what somebody should look at, and what is in order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+
+from dispatcher.cli import exits
+from dispatcher.cli.options import JsonOption, RulebookOption, StoreOption, new_app, read_settings
+from dispatcher.cli.output import say, write, write_json, write_wrapped
+from dispatcher.errors import CannotStart, NotPossible, RulebookRefused, SettingsRefused, StoreUnusable, UsageError
+
+if TYPE_CHECKING:
+    from dispatcher.plugins.services import Sender
+    from dispatcher.settings import Settings
+    from dispatcher.store.examination import Examination
+
+app = new_app(
+    examples=(
+        "dispatcher doctor",
+        "dispatcher doctor --quick      # for health checks: does the worker answer?",
+        "dispatcher doctor --json | jq '.findings[] | select(.level == \"wrong\")'",
+    )
+)
+
+_PATIENCE: Final = 5.0
+_SHOWN_PROBLEMS: Final = 3
+
+Level = Literal["ok", "look", "wrong"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was examined: in order, worth a look, or wrong."""
+
+    level: Level
+    area: str
+    message: str
+    hint: str | None = None
+
+
+@app.command()
+def doctor(
+    *,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only whether a worker runs and answers; for health checks.")
+    ] = False,
+    store: StoreOption = None,
+    rulebook: RulebookOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Examine settings, store, worker, rulebook and plugins. Changes nothing. Exit code 1 when something is wrong."""
+    document: dict[str, Any] = {}
+    try:
+        settings = read_settings(store=store, rulebook=rulebook)
+    except SettingsRefused as refused:
+        findings = [Finding("wrong", "settings", message) for message in refused.messages]
+    else:
+        findings = [_worker(settings, must_run=quick)]
+        if not quick:
+            findings += [*_store(settings, document), *_disk(settings), *_plugins()]
+            findings += _rulebook(settings, document.get("queued_texts", {}))
+    if as_json:
+        healthy = all(finding.level != "wrong" for finding in findings)
+        write_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings], **document})
+    else:
+        _print(findings)
+    wrong = sum(finding.level == "wrong" for finding in findings)
+    if wrong:
+        say(f"{wrong} of these must be mended." if wrong > 1 else "One thing must be mended.")
+        raise typer.Exit(exits.PROBLEMS)
+
+
+_MARKS: Final = {"ok": "ok   ", "look": "look ", "wrong": "WRONG"}
+
+
+def _print(findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        write_wrapped(
+            f"{finding.message}. {finding.hint}" if finding.hint else finding.message,
+            first=f"{_MARKS[finding.level]}  {finding.area:<12}  ",
+            indent=" " * 21,
+        )
+
+
+def _worker(settings: Settings, *, must_run: bool) -> Finding:
+    """Ask the worker for a sign of life; its loop answers between two batches, so an answer means that it moves."""
+    from dispatcher.store.lock import socket_path  # noqa: PLC0415 - see main
+    from dispatcher.worker.control import ControlClient, NoWorker  # noqa: PLC0415
+
+    with ControlClient(socket_path(settings.store_path), patience_seconds=_PATIENCE) as client:
+        try:
+            client.request("ping", {})
+        except NoWorker:
+            holder = _holder(settings.store_path)
+            if holder is not None:
+                told = f"process {holder} holds the store and does not listen: it starts, ends, or only publishes"
+                return Finding("wrong" if must_run else "look", "worker", told)
+            return Finding("wrong" if must_run else "ok", "worker", "none runs", "`dispatcher run` starts one.")
+        except UsageError:
+            return Finding("ok", "worker", "runs and answers")  # one of another version, which does not know `ping`
+        except (NotPossible, CannotStart) as error:
+            return Finding("wrong", "worker", f"runs, but: {error.message}", error.hint)
+    return Finding("ok", "worker", "runs and answers")
+
+
+def _holder(store: Path) -> int | None:
+    """Return the process that holds the store's lock, as far as the lock file tells."""
+    try:
+        holder = int(Path(f"{store}.lock").read_text("ascii"))
+        os.kill(holder, 0)
+    except PermissionError:
+        return holder
+    except (OSError, ValueError):
+        return None
+    return holder
+
+
+def _store(settings: Settings, document: dict[str, Any]) -> Iterator[Finding]:
+    path = settings.store_path
+    if not path.exists():
+        yield Finding(
+            "look", "store", f"there is none yet at {path.absolute()}", "The first `run` or `publish` makes it."
+        )
+        return
+    from dispatcher.store.examination import examine, sqlite_verdict  # noqa: PLC0415 - see main
+    from dispatcher.store.reading import open_reader  # noqa: PLC0415
+
+    try:
+        with open_reader(path) as connection:
+            found = examine(connection, check_integrity=True)
+    except StoreUnusable as error:
+        yield Finding("wrong", "store", error.message, error.hint)
+        return
+    document["counts"] = _counts_document(found)
+    size = sum(part.stat().st_size for part in (path, Path(f"{path}-wal")) if part.exists())
+    document["queued_texts"] = dict(found.queued_texts)
+    document["store"] = {"url": settings.store, "schema": found.schema, "bytes": size}
+    if found.complaints:
+        told = f"{path} is damaged: {'; '.join(found.complaints)}"
+        yield Finding("wrong", "store", told, "Stop the worker and restore the last backup.")
+    else:
+        yield Finding("ok", "store", f"{path}: schema {found.schema}, {size / 1e6:.1f} MB, sound")
+    version, has_bug = sqlite_verdict()
+    verdict = "has the WAL-reset bug of 3.7.0 to 3.51.2, which needs two writers; there is one" if has_bug else "fine"
+    yield Finding("ok", "sqlite", f"{version}: {verdict}")
+    yield from _contents(found)
+
+
+def _counts_document(found: Examination) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value := getattr(found, name), int) else dict(value)
+        for name in (
+            "events",
+            "runs",
+            "messages",
+            "dead_letters",
+            "weak_events",
+            "contacts",
+            "opt_outs",
+            "outbox_ready",
+        )
+    }
+
+
+def _contents(found: Examination) -> Iterator[Finding]:
+    yield Finding("ok", "events", listed(found.events) or "none yet")
+    yield Finding("ok", "runs", listed(found.runs) or "none yet")
+    yield Finding("ok", "messages", listed(found.messages) or "none yet")
+    held = found.runs.get("held", 0)
+    if held:
+        hint = "`dispatcher runs list --state held` names them, `dispatcher runs resolve` settles them."
+        yield Finding("look", "held runs", f"{held} wait for a person to say what became of a call", hint)
+    if found.dead_letters:
+        hint = "`dispatcher dead list` shows them, `dispatcher dead replay` or `discard` settles them."
+        yield Finding("look", "dead letters", listed(found.dead_letters), hint)
+    if found.weak_events:
+        told = f"{found.weak_events} events came without an id, so a repetition of one cannot be told from a new one"
+        yield Finding("look", "weak events", told, "Have their publisher set event_id.")
+    if found.outbox_ready:
+        told = f"{found.outbox_ready} messages wait for a broker, and this version knows none"
+        yield Finding("look", "outbox", told)
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    folder = settings.store_path.absolute().parent
+    try:
+        free_mb = shutil.disk_usage(folder).free // 2**20
+    except OSError as error:
+        yield Finding("wrong", "disk", f"{folder}: {error.strerror or error}", "The folder of the store must exist.")
+        return
+    if free_mb < settings.min_free_mb:
+        told = f"{free_mb} MB free in {folder}, less than min_free_mb ({settings.min_free_mb}): nothing is taken in"
+        yield Finding("wrong", "disk", told, "Free some space; work goes on by itself.")
+    else:
+        yield Finding("ok", "disk", f"{free_mb:,} MB free in {folder}")
+
+
+def _plugins() -> Iterator[Finding]:
+    from dispatcher.plugins.registry import load_registry  # noqa: PLC0415 - see main
+
+    registry = load_registry()
+    registry.load_all()
+    for plugin in registry.broken.values():
+        yield Finding("wrong", "plugins", f"broken: {plugin}", "Chains that use this name do not run.")
+    counts = f"{len(registry.handlers)} handlers, {len(registry.senders)} senders, {len(registry.services)} services"
+    yield Finding("ok", "plugins", counts)
+
+
+def _rulebook(settings: Settings, queued: Mapping[str, int]) -> Iterator[Finding]:
+    from dispatcher.plugins.registry import load_registry  # noqa: PLC0415 - see main
+    from dispatcher.rules.plan import load_plan  # noqa: PLC0415
+    from dispatcher.settings import process_environ  # noqa: PLC0415
+
+    try:
+        plan = load_plan(
+            settings.rulebook, load_registry(), default_region=settings.default_region, environ=process_environ()
+        )
+    except RulebookRefused as refused:
+        errors = [str(problem) for problem in refused.problems if problem.severity == "error"]
+        more = f"; and {len(errors) - _SHOWN_PROBLEMS} more" if len(errors) > _SHOWN_PROBLEMS else ""
+        told = "; ".join(errors[:_SHOWN_PROBLEMS]) + more
+        yield Finding("wrong", "rulebook", told, "`dispatcher check` lists everything.")
+        return
+    yield Finding("ok", "rulebook", f"{settings.rulebook}: {len(plan.chains)} chains, digest {plan.digest[:12]}")
+    for problem in plan.warnings:
+        yield Finding("look", "rulebook", str(problem))
+    for disabled in plan.disabled.values():
+        yield Finding("wrong", "rulebook", f"disabled: {disabled}")
+    kept = [(name, count) for name, count in queued.items() if name in plan.senders and _keeps(plan.senders[name])]
+    for name, count in kept:
+        told = f"{count} are queued at the sender {name!r}, which keeps them in the store and hands nothing on"
+        yield Finding("look", "texts", told, "Name a gateway under `senders:` to have texts delivered.")
+
+
+def _keeps(sender: Sender) -> bool:
+    from dispatcher.senders.outbox import OutboxSender  # noqa: PLC0415 - see main
+
+    return isinstance(sender, OutboxSender)
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Say counts by name: `3 done, 1 failed`."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
