@@ -13,7 +13,7 @@ import typer
 
 from dispatcher.cli import exits
 from dispatcher.cli.options import JsonOption, RulebookOption, StoreOption, new_app, read_settings
-from dispatcher.cli.output import say, write, write_json, write_wrapped
+from dispatcher.cli.output import say, write_json, write_wrapped
 from dispatcher.errors import CannotStart, NotPossible, RulebookRefused, SettingsRefused, StoreUnusable, UsageError
 
 if TYPE_CHECKING:
