@@ -100,8 +100,8 @@ class SqliteStore:
             "sqlite://", creator=lambda: self.connection, poolclass=StaticPool, pool_reset_on_return=None
         )
         try:
-            # Committed within: SQLAlchemy rolls back what is open when its connection is left.
-            with self.transaction() as transaction, engine.connect() as connection:
+            # Our transaction lies within SQLAlchemy's connection, which rolls back when it is opened and when it is left.
+            with engine.connect() as connection, self.transaction() as transaction:
                 result = change(connection)
                 transaction.commit()
         except sqlalchemy.exc.DBAPIError as error:
