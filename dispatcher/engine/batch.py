@@ -160,6 +160,8 @@ class Batch:
         """Advance everything that was taken, wave by wave, as far as the batch's budget reaches."""
         while self._fresh or self._active:
             self._match()
+            if not self._active:
+                break  # nothing more started: the budget for events is spent, or nothing matched
             wave = [attempt for run in self._active if (attempt := self._next(run)) is not None]
             self._prefetch(wave)
             self._active = []
@@ -173,7 +175,10 @@ class Batch:
             if self._spent():
                 break
         for run in self._active:
-            self._transitions.park(run)
+            if run.position < len(run.chain.steps):
+                self._transitions.park(run)
+            else:
+                self._transitions.finish(run, "done")
         self._active = []
         self.engine.guard.leave()
 

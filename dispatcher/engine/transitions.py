@@ -184,7 +184,7 @@ class Transitions:
         if type(returned) is dict:
             try:
                 text = _to_json(returned)
-            except TypeError:
+            except (TypeError, ValueError):
                 text = None  # a read-only view in it, or a mistake; the careful way tells which
         if text is None or not _surely_plain(text, self._limits):
             text = _to_json(plain_json(returned, self._limits))
