@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy import Column, ColumnElement, Connection, Table, func, select
@@ -54,6 +55,13 @@ def examine(connection: Connection, *, check_integrity: bool) -> Examination:
         outbox_ready=_count(connection, schema.outbox, waiting),
         queued_texts=_counts(connection, schema.messages, schema.messages.c.sender, queued),
     )
+
+
+def next_retry(connection: Connection) -> datetime | None:
+    """Return when the next step that failed for a while is tried again, None when none is."""
+    runs = schema.runs
+    due = connection.execute(select(func.min(runs.c.due_at)).where(runs.c.state == "retrying")).scalar_one()
+    return None if due is None else datetime.fromisoformat(due)
 
 
 def sqlite_verdict() -> tuple[str, bool]:
