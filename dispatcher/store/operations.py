@@ -100,11 +100,11 @@ class Operations:
         run_id, standing = row["run_id"], self._standing(row)
         if row["state"] not in RETRYABLE:
             raise NotPossible(f"run {run_id} is {row['state']}: there is nothing to retry.", hint=_HINTS[row["state"]])
+        self._refuse_erased(row["event_seq"])
         # `on_unknown: fail` has decided already: such a step is `unknown`, its run `failed`.
         decided = row["state"] in ("failed", "retrying") and standing.step_state == "unknown"
         if standing.unknown and not decided:
             raise _not_known(row)
-        self._refuse_erased(row["event_seq"])
         self._retry(row, standing)
         self.note("runs.retry", run_id)
         doubt = f"; nobody knows whether step {row['step']} had an effect before" if decided else ""

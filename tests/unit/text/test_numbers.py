@@ -140,3 +140,16 @@ def test_plain_spellings_are_settled_without_the_library(monkeypatch):
 )
 def test_masked_number_keeps_only_its_ends(number, masked):
     assert mask_number(number) == masked
+
+
+@pytest.mark.parametrize(
+    ("number", "parts"),
+    [
+        ("+27821234567", ("27", "821234567")),
+        ("+12025550123", ("1", "2025550123")),
+        ("+26771234567", ("267", "71234567")),
+        ("+8612345678901", ("86", "12345678901")),
+    ],
+)
+def test_number_splits_into_calling_code_and_national_part(number, parts):
+    assert numbers.split_number(number) == parts
