@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dispatcher.rules.chains import Chain, Step
 from dispatcher.rules.expressions import Expression, ExpressionError
@@ -14,6 +14,8 @@ EMITTER = "emit_event"
 
 Texts = tuple[str, ...] | None
 _MOST_COMBINATIONS = 1000
+# How many pairs of an emitted event and a chain are looked at; rulebooks that go beyond get no advice on cycles.
+_MOST_PAIRS = 2_000_000
 
 
 class Advice(NamedTuple):
@@ -109,25 +111,43 @@ def _combinations(*parts: Texts) -> Iterator[tuple[str | None, ...]]:
 
 def _cycles(chains: Sequence[Chain]) -> Iterator[Advice]:
     """Find events that lead back to the chain that emits them, over any number of chains."""
-    emissions = {chain.order: found for chain in chains if (found := list(_emissions(chain)))}
-    if not emissions:
+    emitters = [(chain, found) for chain in chains if (found := tuple(_emissions(chain)))]
+    if not emitters:
         return
-    emitters = [chain for chain in chains if chain.order in emissions]
+    # Chains that are triggered by the same and emit the same are one node of the graph.
+    alike: dict[tuple[Any, ...], list[Chain]] = defaultdict(list)
+    for chain, found in emitters:
+        alike[chain.default, _trigger(chain), frozenset((emission.step.position, *emission[1:]) for emission in found)].append(chain)
+    members = {group[0].order: group for group in alike.values()}
+    always = _Triggers(c for c in chains if not c.default and c.when is None)
+    leads = _leads([(chain, found) for chain, found in emitters if chain.order in members], always)
+    _peel(leads)
+    yield from _report_cycles(members, leads)
+
+
+def _leads(emitters: list[tuple[Chain, tuple[_Emission, ...]]], always: _Triggers) -> dict[int, dict[int, _Emission]]:
+    """Tell for every chain to which chains its emissions lead, as far as that many pairs can be looked at."""
     by_type: dict[str | None, list[Chain]] = defaultdict(list)
-    for chain in emitters:
+    for chain, _ in emitters:
         for text in chain.event_type or (None,):
             by_type[text].append(chain)
-    always = _Triggers(c for c in chains if not c.default and c.when is None)
     leads: dict[int, dict[int, _Emission]] = {}
-    for chain in emitters:
+    pairs = 0
+    for chain, found in emitters:
         targets = leads.setdefault(chain.order, {})
-        for emission in emissions[chain.order]:
-            kinds = emission.event_type
-            near = [*by_type[None], *(by_type[kinds[0]] if kinds else emitters)]
+        for emission in found:
+            near = [*by_type[None], *by_type[emission.event_type[0]]] if emission.event_type else []
+            pairs += len(near)
+            if pairs > _MOST_PAIRS:
+                return {}
             for target in near:
                 if target.order not in targets and _may_trigger(emission, target, always):
                     targets[target.order] = emission
-    yield from _report_cycles({chain.order: chain for chain in emitters}, leads)
+    return leads
+
+
+def _trigger(chain: Chain) -> tuple[Texts, ...]:
+    return chain.account, chain.conversation, chain.conversation_type, chain.event_type
 
 
 def _emissions(chain: Chain) -> Iterator[_Emission]:
@@ -166,22 +186,18 @@ def _may_trigger(emission: _Emission, target: Chain, always: _Triggers) -> bool:
     return not target.default or always.covering(*emission[1:]) is None
 
 
-def _report_cycles(by_order: dict[int, Chain], leads: dict[int, dict[int, _Emission]]) -> Iterator[Advice]:
+def _report_cycles(members: dict[int, list[Chain]], leads: dict[int, dict[int, _Emission]]) -> Iterator[Advice]:
     told: set[int] = set()
-    _peel(leads)
     for order in sorted(leads):
-        if order in told:
-            continue
-        path = _way_back(order, leads)
+        path = _way_back(order, leads) if order not in told else None
         if path is None:
             continue
         told.update(path)
-        chain = by_order[order]
-        emission = leads[order][path[1]]
-        names = " → ".join(by_order[step].name for step in path)
-        where = ("steps", emission.step.position, "with", "event_type")
-        message = f"this event leads back to the chain that emits it: {names}; it ends only by a condition or as `loop`"
-        yield Advice(chain, where, "emit_cycle", message)
+        position = leads[order][path[1]].step.position
+        for chain in members[order] if len(path) == 2 else members[order][:1]:
+            names = " → ".join([chain.name, *(members[step][0].name for step in path[1:-1]), chain.name])
+            message = f"this event leads back to the chain that emits it: {names}; only a condition or `loop` ends it"
+            yield Advice(chain, ("steps", position, "with", "event_type"), "emit_cycle", message)
 
 
 def _peel(leads: dict[int, dict[int, _Emission]]) -> None:

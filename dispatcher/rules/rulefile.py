@@ -39,6 +39,10 @@ _SequenceStart, _SequenceEnd = yaml.SequenceStartEvent, yaml.SequenceEndEvent
 _Next = Callable[[], Any]
 
 
+class _TooDeep(yaml.MarkedYAMLError):
+    """Containers in containers without end. The rest is not read: the parser's time grows with the square of it."""
+
+
 class RuleFile:
     """One file of a rulebook: its sections as nodes, its chains one by one, its lines for messages.
 
@@ -140,6 +144,8 @@ class RuleFile:
             behind = take()
             if type(behind) is not yaml.StreamEndEvent:
                 self._refuse(behind.start_mark, "yaml_syntax", "a second document begins here; a rulebook is one")
+        except _TooDeep as error:
+            self._refuse(error.problem_mark, "yaml_syntax", f"this is nested more than {DEEPEST} levels deep")
         except yaml.MarkedYAMLError as error:
             self._explain(error)
             if members and not whole:
@@ -222,9 +228,7 @@ class RuleFile:
         if event.anchor is not None or event.tag is not None:
             self._refuse_properties(event)
         if depth > DEEPEST:
-            self._refuse(mark, "yaml_syntax", f"this is nested more than {DEEPEST} levels deep")
-            self._skip(event, take)
-            return Broken(mark.line + 1, mark.column + 1)
+            raise _TooDeep(problem_mark=mark)
         if kind is _SequenceStart:
             items: list[Node] = []
             while type(event := take()) is not _SequenceEnd:
@@ -260,6 +264,8 @@ class RuleFile:
             kind = type(event)
             if kind is _MappingStart or kind is _SequenceStart:
                 depth += 1
+                if depth > DEEPEST:
+                    raise _TooDeep(problem_mark=event.start_mark)
             elif kind is _MappingEnd or kind is _SequenceEnd:
                 depth -= 1
             if depth == 0:

@@ -345,3 +345,34 @@ def test_run_refuses_a_rulebook_with_all_of_its_problems(plan):
         plan("version: 2\nchains: [{name: c, steps: [{handler: nope}]}]\n")
 
     assert [p.code for p in refused.value.problems] == ["bad_value", "unknown_handler"]
+
+
+def test_every_chain_whose_event_leads_straight_back_is_told(check):
+    chain = "  - {name: %s, on: {event_type: ping}, steps: [{handler: emit_event, with: {event_type: ping}}]}\n"
+
+    assert [(p.line, p.code) for p in check(HEAD + chain % "a" + chain % "b")] == [
+        (9, "emit_cycle"),
+        (10, "emit_cycle"),
+    ]
+
+
+def test_an_emitted_event_of_another_account_or_type_leads_nowhere(check):
+    text = (
+        HEAD
+        + """\
+  - name: a
+    on: {account: acc1, conversation_type: survey, event_type: ping}
+    steps:
+      - {handler: emit_event, with: {event_type: ping, account: acc2}}
+      - {handler: emit_event, with: {event_type: ping, conversation_type: menu}}
+      - {handler: emit_event, with: {event_type: "{{ data.next }}"}}
+  - {name: b, default: true, steps: [{handler: emit_event, with: {event_type: ping, conversation_type: survey}}]}
+  - {name: c, on: {event_type: ping}, steps: [{handler: log_event}]}
+"""
+    )
+    assert [str(p) for p in check(text)] == []
+
+
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
+def test_a_file_nested_without_end_is_refused_at_once(opening, check):
+    assert [p.code for p in check("vars:\n  a: " + opening * 100_000)][-1:] == ["yaml_syntax"]
