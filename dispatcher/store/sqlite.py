@@ -100,7 +100,7 @@ class SqliteStore:
             "sqlite://", creator=lambda: self.connection, poolclass=StaticPool, pool_reset_on_return=None
         )
         try:
-            # Our transaction lies within SQLAlchemy's connection, which rolls back when it is opened and when it is left.
+            # Our transaction lies within SQLAlchemy's connection, which rolls back when it is opened and left.
             with engine.connect() as connection, self.transaction() as transaction:
                 result = change(connection)
                 transaction.commit()
