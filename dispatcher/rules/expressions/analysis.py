@@ -92,5 +92,5 @@ def is_surely_not_number(node: nodes.Expr) -> bool:
 
 def unknown(what: str, node: nodes.Filter | nodes.Test, names: tuple[str, ...]) -> TemplateProblem:
     """Refuse a filter or a test that is not offered, naming the nearest that is."""
-    near = get_close_matches(node.name, names, n=1)
+    near = get_close_matches(node.name, names, n=1, cutoff=0.7)
     return refused(node, f'there is no {what} "{node.name}" here', near[0] if near else None)

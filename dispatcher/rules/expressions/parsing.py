@@ -24,7 +24,7 @@ _SOUND_ESCAPES = re.compile(
     r"""(?:[^\\]|\\(?:[\\'"abfnrtv\n]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|N\{[^}]*\}|[0-3]?[0-7]{1,2}))*+""",
     re.DOTALL,
 )
-_UNEXPECTED_CHARACTER = re.compile(r"unexpected char '(.)' at \d+")
+_UNEXPECTED_CHARACTER = re.compile(r"unexpected char .* at \d+")
 _EXPECTED_TOKEN = re.compile(r"expected token '(.*?)', got '(.*)'", re.DOTALL)
 _UNCLOSED_BLOCK = re.compile(r"innermost block that needs to be closed is '(\w+)'")
 _UNKNOWN_TAG = re.compile(r"Encountered unknown tag '(\w+)'")
