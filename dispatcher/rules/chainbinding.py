@@ -19,7 +19,7 @@ from dispatcher.rules.names import KnownNames, note_misnomer
 from dispatcher.rules.nodes import Broken, Mapping, Node, Scalar, Sequence, described, shown
 from dispatcher.rules.parambinding import note_template
 from dispatcher.rules.problems import nearest
-from dispatcher.rules.reading import place_of, read
+from dispatcher.rules.reading import keys_of, place_of, read
 from dispatcher.rules.shape import (
     RETRY_INITIAL,
     RETRY_LONGEST,
@@ -40,6 +40,7 @@ _KINDS: AnyMapping[str, type[HandlerStep | WaitStep | StopStep]] = {
     "wait": WaitStep,
     "stop": StopStep,
 }
+_STEP_KEYS = frozenset(key for model in _KINDS.values() for key in keys_of(model))
 _CONTROL_TIMEOUT = timedelta(seconds=30)
 _CONTROL_RETRY = RetryPolicy(RETRY_WITHIN, RETRY_INITIAL, RETRY_LONGEST, None)
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
@@ -142,7 +143,9 @@ class ChainBinding:
         for item in items:
             node = item.get("id") if type(item) is Mapping else None
             unreadable = type(item) is not Mapping or item.partial or type(node) is Broken
-            if unreadable or (node is None and any(nearest(name, ("id",)) for name in item.members)):
+            if unreadable or (
+                node is None and any(nearest(name, ("id",)) for name in item.members.keys() - _STEP_KEYS)
+            ):
                 self._names.unsure = True
             if type(node) is not Scalar or node.is_null:
                 continue

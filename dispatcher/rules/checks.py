@@ -117,7 +117,8 @@ def _cycles(chains: Sequence[Chain]) -> Iterator[Advice]:
     # Chains that are triggered by the same and emit the same are one node of the graph.
     alike: dict[tuple[Any, ...], list[Chain]] = defaultdict(list)
     for chain, found in emitters:
-        alike[chain.default, _trigger(chain), frozenset((emission.step.position, *emission[1:]) for emission in found)].append(chain)
+        sent = frozenset((emission.step.position, *emission[1:]) for emission in found)
+        alike[chain.default, _trigger(chain), sent].append(chain)
     members = {group[0].order: group for group in alike.values()}
     always = _Triggers(c for c in chains if not c.default and c.when is None)
     leads = _leads([(chain, found) for chain, found in emitters if chain.order in members], always)
