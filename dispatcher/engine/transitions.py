@@ -21,7 +21,7 @@ from dispatcher.plugins.outcomes import Done, Failed, Outcome, RetryLater, Unkno
 from dispatcher.rules.plan import Chain, Step
 
 # An integer beyond 64 bits has 19 digits at least.
-_LONG_NUMBER = re.compile(r"\d{19}")
+_LONG_NUMBER = re.compile(r"[:,\[]-?\d{19}")
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 

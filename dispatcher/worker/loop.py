@@ -22,6 +22,7 @@ from dispatcher.store.lock import socket_path
 from dispatcher.store.retention import Keep, Retention
 from dispatcher.store.sqlite import SqliteStore
 from dispatcher.telemetry import log
+from dispatcher.text.numbers import normalise_number
 from dispatcher.worker.administration import perform
 from dispatcher.worker.batches import Batches
 from dispatcher.worker.calls import Calls
@@ -131,6 +132,8 @@ class Worker:
             gc.collect()
             gc.freeze()
             gc.set_threshold(_GC_THRESHOLD)
+            # Reading the first number loads the tables for all: not while an event is in hand.
+            normalise_number("+27821230000", None)
             self._recover()
             code = self._loop(drain=drain)
             watchdog.stop()
