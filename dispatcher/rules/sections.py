@@ -145,8 +145,10 @@ class _Gathering:
             return
         if account.region is not None:
             self._check_region(account.region, file, node.get("region"))
+        if account.timezone is None or _is_zone(account.timezone):
+            return
         zones = _zones()
-        if account.timezone is not None and zones and not _is_zone(account.timezone):
+        if zones:
             message = f"{shown(account.timezone)} is not a time zone, such as Africa/Johannesburg"
             where = node.get("timezone")
             self._note(file, place_of(where), "bad_value", message, nearest(account.timezone, zones))
