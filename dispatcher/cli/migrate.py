@@ -5,12 +5,8 @@ Every verb that writes does it too when it finds an older store; a large one may
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
-
 from dispatcher.cli.options import JsonOption, StoreOption, new_app, read_settings
 from dispatcher.cli.output import say, write_json
-from dispatcher.errors import StoreUnusable
 
 app = new_app(examples=("dispatcher migrate", "dispatcher migrate --store sqlite:////var/lib/dispatcher/store.db"))
 
@@ -19,17 +15,12 @@ app = new_app(examples=("dispatcher migrate", "dispatcher migrate --store sqlite
 def migrate(*, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Make the store, or bring it to the schema of this version. No worker may be running."""
     settings = read_settings(store=store)
-    from dispatcher.store.migrate import HEAD, schema_version  # noqa: PLC0415 - see main
+    from dispatcher.store.migrate import HEAD, version_at  # noqa: PLC0415 - see main
     from dispatcher.store.sqlite import SqliteStore  # noqa: PLC0415
 
     path = settings.store_path
-    before = None
-    if path.exists():
-        try:
-            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-                before = schema_version(connection)
-        except sqlite3.Error as error:
-            raise StoreUnusable(f"{path} cannot be read: {error}") from error
+    with SqliteStore.refusals(path):
+        before = version_at(path)
     SqliteStore.open(path).close()
     if as_json:
         write_json({"store": settings.store, "before": before, "after": HEAD})

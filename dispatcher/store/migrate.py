@@ -31,6 +31,20 @@ def schema_version(connection: sqlite3.Connection) -> str | None:
     return str(row[0]) if row else None
 
 
+def version_at(path: Path) -> str | None:
+    """Return the revision of the store at `path` without writing to it, None where there is none yet.
+
+    Raises StoreUnusable for a foreign file, sqlite3.Error for what is no database or cannot be read.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        return schema_version(connection)
+    finally:
+        connection.close()
+
+
 def refuse_newer(version: str | None) -> None:
     """Raise StoreUnusable when the store was made by a later version of the dispatcher."""
     if version is not None and version not in _KNOWN:

@@ -63,7 +63,8 @@ def contact_row(contact: Contact) -> tuple[Any, ...]:
         contact.account_key, contact.msisdn, contact.contact_key, contact.name, contact.surname,
         contact.email_address, contact.language, _to_json(list(contact.groups)) if contact.groups else "[]",
         _to_json(dict(contact.subscription)) if contact.subscription else "{}",
-        _to_json(dict(contact.extra)) if contact.extra else "{}", as_text(contact.created_at), as_text(contact.updated_at),
+        _to_json(dict(contact.extra)) if contact.extra else "{}",
+        as_text(contact.created_at), as_text(contact.updated_at),
     )  # fmt: skip
 
 

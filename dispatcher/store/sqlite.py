@@ -62,13 +62,20 @@ class SqliteStore:
         lock = StoreLock(path)
         lock.acquire()
         try:
-            return cls(path, lock, _connect(path))
-        except sqlite3.Error as error:
-            lock.release()
-            raise _unusable(path, error) from error
+            with cls.refusals(path):
+                return cls(path, lock, _connect(path))
         except BaseException:
             lock.release()
             raise
+
+    @staticmethod
+    @contextmanager
+    def refusals(path: Path) -> Iterator[None]:
+        """Turn what SQLite says of the store at `path` into StoreUnusable, with what to do about it."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise _unusable(path, error) from error
 
     def close(self) -> None:
         """Check the journal in, close the file, give the lock back."""
@@ -82,14 +89,13 @@ class SqliteStore:
         Raises StoreUnusable when the file cannot be written (read-only, disk full, I/O error): nothing was kept.
         """
         transaction = SqliteTransaction(self)
-        try:
-            self.connection.execute("BEGIN IMMEDIATE")
-            yield transaction
-        except sqlite3.Error as error:
-            raise _unusable(self.path, error) from error
-        finally:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
+        with self.refusals(self.path):
+            try:
+                self.connection.execute("BEGIN IMMEDIATE")
+                yield transaction
+            finally:
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
 
     def administer(self, change: Callable[[sqlalchemy.Connection], T]) -> T:
         """Run a rare change, written in SQLAlchemy Core, in one transaction on the writer connection."""
@@ -112,16 +118,19 @@ class SqliteStore:
 
     def next_due(self) -> str | None:
         """Return when the next run falls due, None when none waits."""
-        found = self.connection.execute(sql.NEXT_DUE).fetchone()[0]
+        with self.refusals(self.path):
+            found = self.connection.execute(sql.NEXT_DUE).fetchone()[0]
         return None if found is None else str(found)
 
     def queued_calls(self) -> dict[str, int]:
         """Return how many calls wait for a slot, by lane."""
-        return dict(self.connection.execute(sql.QUEUED_LANES).fetchall())
+        with self.refusals(self.path):
+            return dict(self.connection.execute(sql.QUEUED_LANES).fetchall())
 
     def chain_text(self, digest: str) -> str | None:
         """Return the text of a pinned chain."""
-        row = self.connection.execute(sql.CHAIN_TEXT, (digest,)).fetchone()
+        with self.refusals(self.path):
+            row = self.connection.execute(sql.CHAIN_TEXT, (digest,)).fetchone()
         return None if row is None else str(row[0])
 
 
@@ -337,7 +346,7 @@ class SqliteTransaction:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    version = _version_of(path)
+    version = migrate.version_at(path)
     migrate.refuse_newer(version)
     if version != migrate.HEAD:
         migrate.upgrade(path)
@@ -358,17 +367,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("ROLLBACK")
     return connection
-
-
-def _version_of(path: Path) -> str | None:
-    """Read the schema version without writing: a store that is refused must stay as it was."""
-    if not path.exists() or path.stat().st_size == 0:
-        return None
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-    try:
-        return migrate.schema_version(connection)
-    finally:
-        connection.close()
 
 
 def _unusable(path: Path, error: Exception) -> StoreUnusable:
