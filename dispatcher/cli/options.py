@@ -27,6 +27,11 @@ AmqpOption = Annotated[
     typer.Option("--amqp", metavar="URL", help="The broker to take events from.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+AccountOption = Annotated[str | None, typer.Option("--account", metavar="KEY", help="Only of this account.")]
+SinceOption = Annotated[
+    str | None, typer.Option("--since", metavar="TIME", help="Not from before: 2h, 2026-11-21, 2026-11-21T03:41 (UTC).")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=0, metavar="N", help="How many at most; 0 for all.")]
 
 

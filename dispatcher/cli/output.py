@@ -18,8 +18,23 @@ _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u20
 
 def write_json(document: Any) -> None:
     """Print one JSON document on stdout."""
+    sys.stdout.write(_json(document) + "\n")
+
+
+def write_json_rows(rows: Iterable[Any]) -> None:
+    """Print one JSON document, a list, row by row: it may be longer than what fits in memory."""
+    first = True
+    for row in rows:
+        sys.stdout.write(("[\n" if first else ",\n") + textwrap.indent(_json(row), "  "))
+        first = False
+    sys.stdout.write("[]\n" if first else "\n]\n")
+
+
+def _json(document: Any) -> str:
     ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-    sys.stdout.write(json.dumps(document, ensure_ascii=ascii_only, indent=2) + "\n")
+    text = json.dumps(document, ensure_ascii=ascii_only, indent=2)
+    # Only within strings can such characters stand, where an escape means the same.
+    return _HARMFUL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def write(text: str = "") -> None:

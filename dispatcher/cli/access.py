@@ -1,0 +1,68 @@
+"""How verbs reach the store: to read it beside whoever writes, and to have something done by whoever holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from dispatcher.cli.options import read_settings
+from dispatcher.errors import UsageError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from dispatcher.worker.administration import Administrator
+
+
+@contextmanager
+def reading(store: str | None) -> Iterator[Connection]:
+    """Open the store for reading. Raises StoreUnusable where there is none."""
+    settings = read_settings(store=store)
+    from dispatcher.store.reading import open_reader  # noqa: PLC0415 - dear to import, and `--help` needs none
+
+    with open_reader(settings.store_path) as connection:
+        yield connection
+
+
+def administrator(store: str | None) -> Administrator:
+    """Return who has things done to the store: through the worker that runs, or without one."""
+    settings = read_settings(store=store)
+    from dispatcher.events.limits import Limits  # noqa: PLC0415 - see above
+    from dispatcher.worker.administration import Administrator  # noqa: PLC0415
+
+    return Administrator(settings.store_path, Limits(body_bytes=settings.max_event_bytes, depth=settings.max_depth))
+
+
+def default_region(store: str | None) -> str | None:
+    """Return the region in which this process reads numbers without "+"."""
+    return read_settings(store=store).default_region
+
+
+def moment(text: str | None, now: datetime | None = None) -> datetime | None:
+    """Read `--since`: a date, a date and time, or a duration before now. Raises UsageError."""
+    if text is None:
+        return None
+    from dispatcher.text.durations import BadDuration, parse_duration  # noqa: PLC0415 - see above
+
+    try:
+        return (now or datetime.now(UTC)) - parse_duration(text)
+    except BadDuration:
+        pass
+    try:
+        read = datetime.fromisoformat(text)
+        return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f'--since {text!r} is no time; write "2h", "2026-11-21" or "2026-11-21T03:41" (in UTC).'
+        ) from None
+
+
+def summed(pages: Iterator[dict[str, Any]]) -> tuple[int, list[list[str]]]:
+    """Return how many rows a verb changed over all its pages, and those it left alone with their why."""
+    changed, left = 0, []
+    for page in pages:
+        changed += page["changed"]
+        left += page["left"]
+    return changed, left

@@ -1,0 +1,130 @@
+"""`dispatcher runs`: the chains that events started, and what a person can do about one that does not go on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from dispatcher.cli.access import administrator, moment, reading, summed
+from dispatcher.cli.columns import DEAD_LETTERS, MESSAGES, RUNS
+from dispatcher.cli.listing import confirmed, tell_left, write_listing, write_rows, write_runs
+from dispatcher.cli.options import (
+    AccountOption,
+    JsonOption,
+    LimitOption,
+    SinceOption,
+    StoreOption,
+    YesOption,
+    new_app,
+)
+from dispatcher.cli.output import say, write, write_json
+from dispatcher.errors import UsageError
+
+app = new_app(
+    summary="List, show, retry, cancel and resolve runs.",
+    examples=(
+        "dispatcher runs list --state failed --since 1d",
+        "dispatcher runs retry 4f0c2a91d3b7                    # one; the end of an id is enough",
+        "dispatcher runs retry --state failed --chain welcome  # all of them",
+        "dispatcher runs resolve RUN --not-sent                # the gateway says it never came",
+    ),
+)
+
+State = Literal["ready", "running", "waiting", "retrying", "held", "done", "failed", "cancelled"]
+Retryable = Literal["failed", "held", "retrying", "waiting", "cancelled"]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Its id, or the beginning or end of it.")]
+ChainOption = Annotated[str | None, typer.Option("--chain", metavar="NAME", help="Only of this chain.")]
+
+
+@app.command("list")
+def list_(
+    *,
+    event: Annotated[str | None, typer.Option("--event", metavar="EVENT", help="Only of this event.")] = None,
+    chain: ChainOption = None,
+    state: Annotated[State | None, typer.Option("--state", help="Only in this state.")] = None,
+    account: AccountOption = None,
+    since: SinceOption = None,
+    limit: LimitOption = 50,
+    as_json: JsonOption = False,
+    store: StoreOption = None,
+) -> None:
+    """List runs, the newest last."""
+    after = moment(since)
+    with reading(store) as connection:
+        from dispatcher.store.queries import list_runs  # noqa: PLC0415 - dear to import, see main
+
+        found = list_runs(connection, event=event, chain=chain, state=state, account=account, since=after, limit=limit)
+        write_listing(found, RUNS, "runs", as_json=as_json)
+
+
+@app.command()
+def show(run: RunArgument, *, as_json: JsonOption = False, store: StoreOption = None) -> None:
+    """Tell the story of one run: every attempt of its steps, skipped ones too, its texts and dead letters."""
+    with reading(store) as connection:
+        from dispatcher.store.queries import show_run  # noqa: PLC0415 - dear to import, see main
+
+        found = show_run(connection, run)
+    if as_json:
+        write_json(found)
+        return
+    write(f"event {found['event_id']} of account {found['account_key']}")
+    write_runs([found])
+    write_rows("messages", MESSAGES, found["messages"])
+    write_rows("dead letters", DEAD_LETTERS, found["dead_letters"])
+
+
+@app.command()
+def retry(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Its id, or the beginning or end of it.")] = None,
+    *,
+    state: Annotated[Retryable | None, typer.Option("--state", help="All in this state.")] = None,
+    chain: ChainOption = None,
+    account: AccountOption = None,
+    yes: YesOption = False,
+    store: StoreOption = None,
+) -> None:
+    """Make a run due now, or all that fit the options: `--chain X` alone means those that failed.
+
+    A failed step is tried again under its old keys; steps that are done are not done again; a wait is over. A step of
+    which nobody knows whether it had its effect is not tried again: `runs resolve` is for that.
+    """
+    filters = {"state": state, "chain": chain, "account": account}
+    if run is not None:
+        if any(filters.values()):
+            raise UsageError("a run is named, or options say which runs; not both.")
+        say(administrator(store).request("runs.retry", run=run)["message"])
+        return
+    if not any(filters.values()):
+        raise UsageError("which run?", hint="Name one, or say which: --state failed, --chain NAME, --account KEY.")
+    filters["state"] = state or "failed"
+    with reading(store) as connection:
+        from dispatcher.store.queries import list_runs  # noqa: PLC0415 - dear to import, see main
+
+        total = list_runs(connection, state=filters["state"], chain=chain, account=account, limit=1).total
+    if total > 1 and not confirmed(f"Retry {total:,} runs?", yes=yes):
+        raise typer.Abort
+    changed, left = summed(administrator(store).every_page("runs.retry", **filters))
+    say(f"{changed:,} runs due now" if changed != 1 else "1 run due now")
+    tell_left(left)
+
+
+@app.command()
+def cancel(run: RunArgument, *, store: StoreOption = None) -> None:
+    """End a run. What a call that is under way brings back is dropped; it may have acted all the same."""
+    say(administrator(store).request("runs.cancel", run=run)["message"])
+
+
+@app.command()
+def resolve(
+    run: RunArgument,
+    *,
+    sent: Annotated[
+        bool | None, typer.Option("--sent/--not-sent", help="Whether the step had its effect.", show_default=False)
+    ] = None,
+    store: StoreOption = None,
+) -> None:
+    """Say what nobody knew: the step had its effect, and the run goes on; or had none, and it is tried again."""
+    if sent is None:
+        raise UsageError("did the step have its effect?", hint="Say --sent or --not-sent.")
+    say(administrator(store).request("runs.resolve", run=run, sent=sent)["message"])
