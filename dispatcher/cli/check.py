@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -24,6 +24,8 @@ app = new_app(
         "dispatcher check --json | jq -r '.[].code'  # in CI",
     )
 )
+
+_WIDTH: Final = 80
 
 
 @app.command()
@@ -72,8 +74,12 @@ def _print_problems(problems: Sequence[Problem]) -> None:
     lines: dict[str, list[str]] = {}
     for problem in problems:
         write(str(problem) + (" (warning)" if problem.severity == "warning" else ""))
-        if sys.stdout.isatty():
+        if _on_terminal():
             _show_place(problem, lines)
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _show_place(problem: Problem, lines: dict[str, list[str]]) -> None:
@@ -85,9 +91,11 @@ def _show_place(problem: Problem, lines: dict[str, list[str]]) -> None:
             text = ""
         lines[problem.file] = text.splitlines()
     if problem.line <= len(lines[problem.file]):
-        line = lines[problem.file][problem.line - 1].replace("\t", " ")
-        write(f"    {line[:200]}")
-        write(f"    {' ' * (problem.column - 1)}^")
+        # As much of a long line as fits, with the place in it.
+        start = max(0, problem.column - _WIDTH)
+        line = lines[problem.file][problem.line - 1].replace("\t", " ")[start : start + _WIDTH + _WIDTH // 4]
+        write(f"    {line}")
+        write(f"    {' ' * (problem.column - 1 - start)}^")
 
 
 def _counted(count: int, what: str) -> str:

@@ -219,18 +219,20 @@ def _by_reason(letters: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
 
 def _show_texts(messages: list[dict[str, Any]]) -> None:
     """Print some texts: of each state and encoding one, then others that read differently."""
-    kinds: dict[Any, dict[str, Any]] = {}
-    for message in messages:
-        kinds.setdefault((message["state"], message["encoding"]), message)
-    for message in messages:
-        kinds.setdefault(message["content"].split("!")[-1], message)
+    chosen: dict[str, dict[str, Any]] = {}
+    for key in (
+        lambda message: (message["state"], message["encoding"]),
+        lambda message: message["content"].split("!")[-1],
+    ):
+        firsts = {key(message): message for message in reversed(messages)}
+        chosen |= {message["message_id"]: message for message in firsts.values()}
     write()
     write("Some of the texts")
     print_table(
         ("to", "text", "parts", "state"),
         [
             (message["to_addr"], message["content"], message["segments"], message["error"] or message["state"])
-            for message in list(kinds.values())[:_SHOWN]
+            for message in list(chosen.values())[:_SHOWN]
         ],
         right=("parts",),
     )

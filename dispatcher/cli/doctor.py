@@ -25,7 +25,7 @@ app = new_app(
     examples=(
         "dispatcher doctor",
         "dispatcher doctor --quick      # for health checks: does the worker answer?",
-        "dispatcher doctor --json | jq '.findings[] | select(.level == \"wrong\")'",
+        "dispatcher doctor --json | jq '.findings[].message'",
     )
 )
 

@@ -24,7 +24,7 @@ app = new_app(
     examples=(
         "dispatcher explain event.json",
         "dispatcher events show ID --json | dispatcher explain -",
-        "dispatcher explain event.json --json | jq '.chains[] | select(.matched) | .chain'",
+        "dispatcher explain event.json --json | jq '.chains[] | select(.matched)'",
     )
 )
 

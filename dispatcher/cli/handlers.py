@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 app = new_app(
     examples=(
-        "dispatcher handlers                    # every handler, broken ones with the reason",
-        "dispatcher handlers create_contact     # its params and what it offers to later steps",
-        "dispatcher handlers --kind sender      # what may stand under `senders:`",
+        "dispatcher handlers                  # every handler, broken ones with why",
+        "dispatcher handlers create_contact   # its params, and what later steps get",
+        "dispatcher handlers --kind sender    # what may stand under `senders:`",
     )
 )
 

@@ -42,21 +42,25 @@ VERBS: Final = {
     "migrate": "Bring the store to the schema of this version.",
 }
 _EXAMPLES: Final = (
-    "dispatcher demo                                  # see it work, in a folder of its own",
-    "dispatcher check                                 # is config/handlers.yaml sound?",
-    "dispatcher explain event.json                    # why does (not) this event do anything?",
-    "dispatcher publish events.jsonl                  # one event a line",
-    "dispatcher run --drain                           # work off what is there, then end",
-    "dispatcher runs list --state failed --json       # what went wrong, for a program",
-    "",
-    "Settings: flags over DISPATCHER_* variables over defaults, such as",
-    "  DISPATCHER_STORE=sqlite:///dispatcher.db  DISPATCHER_RULEBOOK=config/handlers.yaml",
-    "",
-    "Exit codes: 0 ok · 1 problems found, or nothing matched · 2 usage · 3 cannot start",
-    "  (settings, rulebook, store) · 4 broker unreachable · 75 gave up, to be started again",
+    "dispatcher demo                       # see it work, in a folder of its own",
+    "dispatcher check                      # is config/handlers.yaml sound?",
+    "dispatcher explain event.json         # why does (not) this do anything?",
+    "dispatcher publish events.jsonl       # one event a line",
+    "dispatcher run --drain                # work off what is there, then end",
+    "dispatcher runs list --state failed   # what went wrong",
 )
+_MORE: Final = """
 
+\b
+Settings: flags over DISPATCHER_* variables over defaults, such as
+  DISPATCHER_STORE=sqlite:///dispatcher.db
+  DISPATCHER_RULEBOOK=config/handlers.yaml
 
+\b
+Exit codes: 0 ok, 1 problems found or nothing matched, 2 usage,
+  3 cannot start (settings, rulebook, store), 4 broker unreachable,
+  75 gave up, to be started again.
+"""
 _GLOBAL: Final = ("store", "rulebook", "amqp")
 
 
@@ -90,7 +94,7 @@ class _Verbs(TyperGroup):
 
 _app = typer.Typer(
     cls=_Verbs,
-    epilog=examples_text(_EXAMPLES),
+    epilog=f"{examples_text(_EXAMPLES)}{_MORE}",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 app = new_app(
     examples=(
         "dispatcher publish events.jsonl       # one event a line",
-        "dispatcher publish event.json         # one event, over as many lines as it takes",
+        "dispatcher publish event.json         # one event, however many lines",
         "zcat old.jsonl.gz | dispatcher publish",
     )
 )

@@ -10,10 +10,10 @@ from dispatcher.cli.options import AmqpOption, RulebookOption, StoreOption, new_
 
 app = new_app(
     examples=(
-        "dispatcher run                          # until SIGTERM or Ctrl-C; both drain first",
-        "dispatcher run --drain                  # work off what is there and due, then end",
+        "dispatcher run               # until SIGTERM or Ctrl-C; both drain first",
+        "dispatcher run --drain       # work off what is there and due, then end",
         "dispatcher run --store sqlite:////var/lib/dispatcher/store.db",
-        "kill -HUP PID                           # read the rulebook again; a bad one is refused",
+        "kill -HUP PID                # read the rulebook again; a bad one is refused",
     )
 )
 

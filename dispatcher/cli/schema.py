@@ -8,7 +8,7 @@ from dispatcher.cli.output import say, write_json
 app = new_app(
     examples=(
         "dispatcher schema > .rulebook.schema.json",
-        "# and as the first line of the rulebook, for the YAML plugins of most editors:",
+        "# and, as the first line of the rulebook, for most editors:",
         "# yaml-language-server: $schema=../.rulebook.schema.json",
     )
 )

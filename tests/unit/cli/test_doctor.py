@@ -1,0 +1,94 @@
+"""`doctor`: what is wrong, what is worth a look, and when it says so by its exit code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dispatcher.cli import doctor
+from dispatcher.store.lock import socket_path
+from dispatcher.store.sqlite import SqliteStore
+from dispatcher.worker.control import ControlServer
+from tests.unit.cli.conftest import an_event
+
+
+def finding(said, area):
+    return next(found for found in said.document["findings"] if found["area"] == area)
+
+
+def test_before_the_first_run_nothing_is_wrong(dispatcher):
+    said = dispatcher("doctor", "--json")
+    assert said.code == 0
+    assert said.document["healthy"] is True
+    assert finding(said, "store")["level"] == "look"
+    assert finding(said, "rulebook")["level"] == "ok"
+
+
+def test_a_store_is_counted_and_found_sound(dispatcher):
+    dispatcher("publish", stdin=json.dumps(an_event(event_id=None)).encode() + b"\n{\n")
+    said = dispatcher("doctor", "--json")
+    assert said.code == 0
+    assert said.document["counts"]["events"] == {"new": 1}
+    assert said.document["counts"]["dead_letters"] == {"bad_json": 1}
+    assert finding(said, "store")["message"].endswith("sound")
+    assert finding(said, "weak events")["level"] == "look"
+    assert "dispatcher dead list" in finding(said, "dead letters")["hint"]
+
+
+def test_people_see_marks_and_areas(dispatcher):
+    said = dispatcher("doctor")
+    assert "ok     worker" in said.out
+    assert max(len(line) for line in said.out.splitlines()) <= 80
+
+
+def test_a_damaged_store_is_wrong(dispatcher, here):
+    (here / "store.db").write_bytes(b"this is no database, whatever its name says" * 100)
+    said = dispatcher("doctor", "--json")
+    assert said.code == 1
+    assert finding(said, "store")["level"] == "wrong"
+
+
+def test_a_broken_rulebook_is_wrong(dispatcher, here):
+    (here / "rulebook.yaml").write_text("version: 1\nchain: []\n")
+    said = dispatcher("doctor", "--json")
+    assert said.code == 1
+    assert "unknown_key" in finding(said, "rulebook")["message"]
+
+
+def test_a_misspelt_variable_is_wrong(dispatcher, monkeypatch):
+    monkeypatch.setenv("DISPATCHER_STOER", "x")
+    said = dispatcher("doctor", "--json")
+    assert said.code == 1
+    assert "DISPATCHER_STORE" in finding(said, "settings")["message"]
+
+
+def test_too_little_room_is_wrong(dispatcher, monkeypatch):
+    monkeypatch.setenv("DISPATCHER_MIN_FREE_MB", "999999999")
+    assert finding(dispatcher("doctor", "--json"), "disk")["level"] == "wrong"
+
+
+def test_the_quick_examination_wants_a_worker(dispatcher):
+    said = dispatcher("doctor", "--quick")
+    assert said.code == 1
+    assert "none runs" in said.out
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_worker_must_answer(dispatcher, here, monkeypatch, answers):
+    monkeypatch.setattr(doctor, "_PATIENCE", 0.05)
+    store = SqliteStore.open(here / "store.db")
+    server = ControlServer(socket_path(here / "store.db"), lambda request: request.reply({}) if answers else None)
+    server.start()
+    said = dispatcher("doctor", "--quick")
+    server.stop()
+    store.close()
+    assert said.code == (0 if answers else 1)
+
+
+def test_a_process_that_holds_the_store_without_listening_is_named(dispatcher, here):
+    store = SqliteStore.open(here / "store.db")
+    said = dispatcher("doctor", "--json")
+    store.close()
+    assert said.code == 0
+    assert finding(said, "worker")["level"] == "look"
