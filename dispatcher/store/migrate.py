@@ -1,20 +1,24 @@
 """Bring a store to the schema of this version, by Alembic; refuse a store that is newer.
 
-Alembic and SQLAlchemy take a third of a second to import, so a store that is up to date is told by one plain
-statement, and they are imported only when there is something to do.
+Alembic and SQLAlchemy take a third of a second to import, so they are imported only to bring an older store forward.
+One that is up to date is told by one plain statement, and a new one is made from `fresh.sql`: the schema to which the
+revisions lead, as a test proves and `python -m dispatcher.store.migrate` writes it.
 """
 
 from __future__ import annotations
 
 import secrets
 import sqlite3
+import tempfile
 import uuid
+from contextlib import closing
 from pathlib import Path
 
 from dispatcher.errors import StoreUnusable
 
 HEAD = "0001"
 _KNOWN = ("0001",)
+_FRESH = Path(__file__).with_name("fresh.sql")
 
 
 def schema_version(connection: sqlite3.Connection) -> str | None:
@@ -56,6 +60,13 @@ def refuse_newer(version: str | None) -> None:
 
 def upgrade(path: Path) -> list[str]:
     """Migrate the store at `path` to HEAD; return the revisions applied. The caller holds the store's lock."""
+    if version_at(path) is None:
+        _make(path)
+        return list(_KNOWN)
+    return _bring_forward(path)
+
+
+def _bring_forward(path: Path) -> list[str]:
     from alembic import command  # noqa: PLC0415 - dear to import, see the module's charter
     from alembic.config import Config  # noqa: PLC0415
     from sqlalchemy import create_engine, event  # noqa: PLC0415
@@ -83,8 +94,39 @@ def upgrade(path: Path) -> list[str]:
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         config.attributes["connection"] = connection
         command.upgrade(config, HEAD)
-        if before is None:
-            facts = [("installation", uuid.uuid4().hex), ("secret", secrets.token_hex(32))]
-            raw.executemany("INSERT INTO facts (name, value) VALUES (?, ?)", facts)
-    start = 0 if before is None else _KNOWN.index(before) + 1
-    return list(_KNOWN[start:])
+    return list(_KNOWN[_KNOWN.index(before) + 1 :] if before in _KNOWN else _KNOWN)
+
+
+def _make(path: Path) -> None:
+    """Make a new store at HEAD, in one transaction: a crash leaves an empty file, not half a store."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in _FRESH.read_text(encoding="utf-8").split(";\n"):
+            connection.execute(statement)
+        connection.execute("INSERT INTO alembic_version (version_num) VALUES (?)", (HEAD,))
+        facts = [("installation", uuid.uuid4().hex), ("secret", secrets.token_hex(32))]
+        connection.executemany("INSERT INTO facts (name, value) VALUES (?, ?)", facts)
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+
+
+def schema_of_revisions() -> str:
+    """Return the schema to which the revisions lead, as the text of `fresh.sql`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "store.db"
+        # Something must be there for `upgrade` to bring forward: the table in which Alembic keeps its place.
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(
+                "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
+                "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
+            )
+        _bring_forward(path)
+        with closing(sqlite3.connect(path)) as connection:
+            rows = connection.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY rowid").fetchall()
+    return ";\n".join(" ".join(sql.split()) for (sql,) in rows) + ";\n"
+
+
+if __name__ == "__main__":
+    _FRESH.write_text(schema_of_revisions(), encoding="utf-8")

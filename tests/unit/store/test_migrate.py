@@ -43,6 +43,11 @@ def test_the_partial_indexes_are_those_of_the_schema(tmp_path: Path) -> None:
     ]
 
 
+def test_a_new_store_is_what_the_revisions_lead_to() -> None:
+    """`python -m dispatcher.store.migrate` writes the file anew after a revision was added."""
+    assert Path(migrate.__file__).with_name("fresh.sql").read_text() == migrate.schema_of_revisions()
+
+
 def test_head_is_the_last_revision() -> None:
     scripts = ScriptDirectory(str(Path(migrate.__file__).parent / "migrations"))
     assert scripts.get_current_head() == migrate.HEAD
