@@ -10,7 +10,7 @@ from dispatcher.cli.access import administrator, default_region, reading
 from dispatcher.cli.columns import CONTACTS, MESSAGES
 from dispatcher.cli.listing import confirmed, tell_left, write_fields, write_listing, write_rows
 from dispatcher.cli.options import AccountOption, JsonOption, LimitOption, StoreOption, YesOption, new_app
-from dispatcher.cli.output import say, write_json
+from dispatcher.cli.output import write, write_json
 
 app = new_app(
     summary="List, show and erase contacts.",
@@ -77,5 +77,5 @@ def erase(
     told = administrator(store).request(
         "contacts.erase", contact=contact, account=account, region=default_region(store)
     )
-    say(told["message"])
+    write(told["message"])
     tell_left(told["left"])

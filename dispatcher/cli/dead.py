@@ -18,7 +18,7 @@ from dispatcher.cli.options import (
     YesOption,
     new_app,
 )
-from dispatcher.cli.output import say, write_json
+from dispatcher.cli.output import write, write_json
 from dispatcher.errors import UsageError
 
 app = new_app(
@@ -102,11 +102,11 @@ def replay(
     """
     filters = {"reason": reason, "kind": kind, "account": account}
     if _is_one(dead, filters, everything=all_):
-        say(administrator(store).request("dead.replay", dead=dead)["message"])
+        write(administrator(store).request("dead.replay", dead=dead)["message"])
         return
     if _may_go_on("Replay", filters, store, yes=yes):
         changed, left = summed(administrator(store).every_page("dead.replay", **filters))
-        say(f"{changed:,} dead letters replayed" if changed != 1 else "1 dead letter replayed")
+        write(f"{changed:,} dead letters replayed" if changed != 1 else "1 dead letter replayed")
         tell_left(left)
 
 
@@ -132,11 +132,11 @@ def discard(
         reason, why = None, reason
     filters = {"reason": reason, "kind": kind, "account": account}
     if _is_one(dead, filters, everything=all_):
-        say(administrator(store).request("dead.discard", dead=dead, why=why)["message"])
+        write(administrator(store).request("dead.discard", dead=dead, why=why)["message"])
         return
     if _may_go_on("Discard", filters, store, yes=yes):
         changed, _ = summed(administrator(store).every_page("dead.discard", why=why, **filters))
-        say(f"{changed:,} dead letters discarded" if changed != 1 else "1 dead letter discarded")
+        write(f"{changed:,} dead letters discarded" if changed != 1 else "1 dead letter discarded")
 
 
 def _is_one(dead: str | None, filters: dict[str, str | None], *, everything: bool) -> bool:

@@ -10,7 +10,7 @@ from dispatcher.cli.access import administrator, moment, reading
 from dispatcher.cli.columns import DEAD_LETTERS, EVENTS, MESSAGES
 from dispatcher.cli.listing import tell_left, write_fields, write_listing, write_rows, write_runs
 from dispatcher.cli.options import AccountOption, JsonOption, LimitOption, SinceOption, StoreOption, new_app
-from dispatcher.cli.output import say, write_json
+from dispatcher.cli.output import write, write_json
 
 app = new_app(
     summary="List, show and replay events.",
@@ -98,5 +98,5 @@ def replay(
     An event that matched no chain, or was parked, is matched anew. With --again all of its chains run once more.
     """
     told = administrator(store).request("events.replay", event=event, account=account, again=again)
-    say(told["message"])
+    write(told["message"])
     tell_left(told["left"])

@@ -18,7 +18,7 @@ from dispatcher.cli.options import (
     YesOption,
     new_app,
 )
-from dispatcher.cli.output import say, write, write_json
+from dispatcher.cli.output import write, write_json
 from dispatcher.errors import UsageError
 
 app = new_app(
@@ -93,7 +93,7 @@ def retry(
     if run is not None:
         if any(filters.values()):
             raise UsageError("a run is named, or options say which runs; not both.")
-        say(administrator(store).request("runs.retry", run=run)["message"])
+        write(administrator(store).request("runs.retry", run=run)["message"])
         return
     if not any(filters.values()):
         raise UsageError("which run?", hint="Name one, or say which: --state failed, --chain NAME, --account KEY.")
@@ -105,14 +105,14 @@ def retry(
     if total > 1 and not confirmed(f"Retry {total:,} runs?", yes=yes):
         raise typer.Abort
     changed, left = summed(administrator(store).every_page("runs.retry", **filters))
-    say(f"{changed:,} runs due now" if changed != 1 else "1 run due now")
+    write(f"{changed:,} runs due now" if changed != 1 else "1 run due now")
     tell_left(left)
 
 
 @app.command()
 def cancel(run: RunArgument, *, store: StoreOption = None) -> None:
     """End a run. What a call that is under way brings back is dropped; it may have acted all the same."""
-    say(administrator(store).request("runs.cancel", run=run)["message"])
+    write(administrator(store).request("runs.cancel", run=run)["message"])
 
 
 @app.command()
@@ -127,4 +127,4 @@ def resolve(
     """Say what nobody knew: the step had its effect, and the run goes on; or had none, and it is tried again."""
     if sent is None:
         raise UsageError("did the step have its effect?", hint="Say --sent or --not-sent.")
-    say(administrator(store).request("runs.resolve", run=run, sent=sent)["message"])
+    write(administrator(store).request("runs.resolve", run=run, sent=sent)["message"])
