@@ -1,0 +1,112 @@
+"""Reading needs no worker and disturbs none; what cannot be read is told with what to do."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+
+import pytest
+from sqlalchemy import delete, exc, func, select
+
+from dispatcher.errors import StoreUnusable
+from dispatcher.store.reading import open_reader
+from dispatcher.store.schema import facts
+from dispatcher.store.sqlite import SqliteStore
+
+
+@pytest.fixture
+def path(tmp_path, empty_store):
+    path = tmp_path / "a store #1?.db"
+    shutil.copy(empty_store, path)
+    return path
+
+
+def count(connection):
+    return connection.execute(select(func.count()).select_from(facts)).scalar()
+
+
+def test_store_is_read_when_nobody_has_it_open(path):
+    SqliteStore.open(path).close()
+    with open_reader(path) as connection:
+        assert count(connection) == 2
+
+
+def test_store_is_read_while_a_worker_writes_and_shows_one_moment(path):
+    store = SqliteStore.open(path)
+    store.connection.execute("INSERT INTO facts VALUES ('a', 'b')")
+    with open_reader(path) as connection:
+        assert count(connection) == 3
+        with store.transaction() as transaction:
+            store.connection.execute("INSERT INTO facts VALUES ('c', 'd')")
+            transaction.commit()
+        assert count(connection) == 3
+    with open_reader(path) as connection:
+        assert count(connection) == 4
+    store.close()
+
+
+def test_reader_cannot_write(path):
+    with pytest.raises(StoreUnusable) as caught, open_reader(path) as connection:
+        connection.execute(delete(facts))
+    assert isinstance(caught.value.__cause__, exc.DBAPIError)
+
+
+def test_copy_without_its_log_in_a_folder_that_cannot_be_written_is_read(path, monkeypatch):
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    connect = sqlite3.connect
+
+    def read_only_folder(name, **options):
+        if "immutable" not in name:
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(name, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", read_only_folder)
+    with open_reader(path) as reader:
+        assert count(reader) == 2
+
+
+def test_missing_store_is_told_and_not_made(tmp_path):
+    with pytest.raises(StoreUnusable, match=f"there is no store at {tmp_path}/none.db") as caught:
+        open_reader(tmp_path / "none.db").__enter__()
+    assert "`dispatcher run` or `dispatcher publish` makes one" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no database at all, but long enough to be looked at" * 40, "file is not a database"),
+        (b"", "there is no store"),
+    ],
+)
+def test_file_that_is_no_store_is_told(tmp_path, content, said):
+    path = tmp_path / "x.db"
+    path.write_bytes(content)
+    with pytest.raises(StoreUnusable, match=said):
+        open_reader(path).__enter__()
+
+
+def test_folder_is_no_store(tmp_path):
+    with pytest.raises(StoreUnusable, match="there is no store"):
+        open_reader(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize(("version", "said"), [("9999", "newer than this version knows"), ("0000", "newer")])
+def test_store_of_another_version_is_refused(path, version, said):
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (version,))
+    connection.close()
+    with pytest.raises(StoreUnusable, match=said):
+        open_reader(path).__enter__()
+
+
+def test_somebody_elses_database_is_refused(tmp_path):
+    path = tmp_path / "x.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE t (x)")
+    connection.close()
+    with pytest.raises(StoreUnusable, match="not a store of the dispatcher"):
+        open_reader(path).__enter__()
