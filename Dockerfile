@@ -42,6 +42,6 @@ VOLUME /var/lib/dispatcher
 
 # SIGTERM drains: give it longer than DISPATCHER_DRAIN_SECONDS (30) before it is killed, `docker stop --time 40`.
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=10s --start-period=15s --retries=3 CMD ["dispatcher", "doctor"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=15s --retries=3 CMD ["dispatcher", "doctor", "--quick"]
 ENTRYPOINT ["dispatcher"]
 CMD ["run"]

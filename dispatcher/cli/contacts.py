@@ -16,7 +16,7 @@ app = new_app(
     summary="List, show and erase contacts.",
     examples=(
         "dispatcher contacts list --account acc1 --limit 0 --json",
-        "dispatcher contacts show 0821234567                   # a number in any spelling, or a key",
+        "dispatcher contacts show 0821234567           # in any spelling, or a key",
         "dispatcher contacts erase +27821234567 --account acc1",
     ),
 )

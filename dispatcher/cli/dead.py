@@ -24,9 +24,9 @@ from dispatcher.errors import UsageError
 app = new_app(
     summary="List, show, replay and discard dead letters.",
     examples=(
-        "dispatcher dead list                                  # what is open",
-        "dispatcher dead show 4f0c2a91d3b7                     # with the body, as it came",
-        "dispatcher dead replay --reason failed                # all of them",
+        "dispatcher dead list                          # what is open",
+        "dispatcher dead show 4f0c2a91d3b7             # with the body, as it came",
+        "dispatcher dead replay --reason failed        # all of them",
         'dispatcher dead discard DEAD --why "a test"',
     ),
 )

@@ -14,7 +14,7 @@ import typer
 from dispatcher.cli import exits
 from dispatcher.cli.options import JsonOption, RulebookOption, StoreOption, new_app, read_settings
 from dispatcher.cli.output import say, write_json, write_wrapped
-from dispatcher.errors import CannotStart, NotPossible, RulebookRefused, SettingsRefused, StoreUnusable, UsageError
+from dispatcher.errors import DispatcherError, RulebookRefused, SettingsRefused, StoreUnusable
 
 if TYPE_CHECKING:
     from dispatcher.plugins.services import Sender
@@ -103,9 +103,7 @@ def _worker(settings: Settings, *, must_run: bool) -> Finding:
                 told = f"process {holder} holds the store and does not listen: it starts, ends, or only publishes"
                 return Finding("wrong" if must_run else "look", "worker", told)
             return Finding("wrong" if must_run else "ok", "worker", "none runs", "`dispatcher run` starts one.")
-        except UsageError:
-            return Finding("ok", "worker", "runs and answers")  # one of another version, which does not know `ping`
-        except (NotPossible, CannotStart) as error:
+        except DispatcherError as error:
             return Finding("wrong", "worker", f"runs, but: {error.message}", error.hint)
     return Finding("ok", "worker", "runs and answers")
 

@@ -15,10 +15,10 @@ from dispatcher.cli.output import write, write_json
 app = new_app(
     summary="List, show and replay events.",
     examples=(
-        "dispatcher events list --state unmatched --since 1d   # why did nothing happen?",
-        "dispatcher events show 4f0c2a91d3b7                   # the end of an id is enough",
-        "dispatcher events replay EVENT                        # what failed or was cancelled",
-        "dispatcher events replay EVENT --again                # all of it, with new keys",
+        "dispatcher events list --state unmatched      # what matched nothing?",
+        "dispatcher events show 4f0c2a91d3b7           # the end of an id is enough",
+        "dispatcher events replay EVENT                # what did not get done",
+        "dispatcher events replay EVENT --again        # all of it, with new keys",
     ),
 )
 

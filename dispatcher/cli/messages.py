@@ -17,7 +17,7 @@ app = new_app(
     examples=(
         "dispatcher messages list --state failed --since 1d",
         "dispatcher messages list --to 0821234567 --json",
-        "dispatcher messages show 4f0c2a91d3b7                 # the end of an id is enough",
+        "dispatcher messages show 4f0c2a91d3b7         # the end of an id is enough",
     ),
 )
 

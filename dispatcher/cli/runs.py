@@ -25,9 +25,9 @@ app = new_app(
     summary="List, show, retry, cancel and resolve runs.",
     examples=(
         "dispatcher runs list --state failed --since 1d",
-        "dispatcher runs retry 4f0c2a91d3b7                    # one; the end of an id is enough",
-        "dispatcher runs retry --state failed --chain welcome  # all of them",
-        "dispatcher runs resolve RUN --not-sent                # the gateway says it never came",
+        "dispatcher runs retry 4f0c2a91d3b7            # one, by the end of its id",
+        "dispatcher runs retry --state failed --chain welcome# all of them",
+        "dispatcher runs resolve RUN --not-sent        # the gateway never got it",
     ),
 )
 

@@ -3,7 +3,7 @@
     events.replay   event, account?, again?                    runs.cancel     run
     runs.retry      run | state?, chain?, account?, page?      runs.resolve    run, sent
     dead.replay     dead | reason?, kind?, account?, page?     dead.discard    the same, why?
-    contacts.erase  contact, account?, region?
+    contacts.erase  contact, account?, region?                 ping
 
 Each also takes `actor`, who asks. A verb over many rows does a page of them and says where to go on (`next`), so that
 the worker never stands still for long.
@@ -45,6 +45,8 @@ def perform(
     """
     from dispatcher.store.operations import Operations  # noqa: PLC0415 - brings SQLAlchemy, and is seldom needed
 
+    if verb == "ping":
+        return {}  # that whoever holds the store answers is all that is asked
     asked = _Arguments(verb, args)
     actor = asked.optional("actor") or "unknown"
     if verb == "contacts.erase":
