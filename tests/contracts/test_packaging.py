@@ -91,7 +91,8 @@ def test_the_image_runs_the_console_script_as_nobody_special():
 
 def test_the_verbs_that_the_image_and_the_makefile_use_exist():
     commands = [json.loads(line) for line in instructions("CMD")]
-    verbs = {[word for word in command if not word.startswith("-")][-1] for command in commands} | set(re.findall(r"bin/dispatcher (\w+)", MAKEFILE))
+    verbs = {[word for word in command if not word.startswith("-")][-1] for command in commands}
+    verbs |= set(re.findall(r"bin/dispatcher (\w+)", MAKEFILE))
 
     assert verbs == {"run", "doctor", "demo"}
     for verb in sorted(verbs):
