@@ -113,7 +113,11 @@ def tell_left(left: Sequence[Sequence[str]]) -> None:
 
 def confirmed(question: str, *, yes: bool) -> bool:
     """Ask whoever sits at a terminal; a script has said what it wants."""
-    return yes or not sys.stdin.isatty() or typer.confirm(question, err=True)
+    return yes or not _asks() or typer.confirm(question, err=True)
+
+
+def _asks() -> bool:
+    return sys.stdin.isatty()
 
 
 _WHY: Final = {
