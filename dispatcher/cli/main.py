@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -131,9 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; expected errors are told on stderr, without a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal of another encoding shows escapes instead of taking the process down.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    _prepare_streams()
     try:
         code = _invoke(arguments)
         sys.stdout.flush()
@@ -142,10 +141,31 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = exits.INTERRUPTED
     except BrokenPipeError:
-        # The reader (`head`, say) has what it wanted. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (`head`, say) has what it wanted.
+        _drop_output()
         code = exits.PROBLEMS
+    except OSError as error:
+        # A full disk or a file that went away, where no verb could say more of it.
+        _drop_output()
+        where = f" ({error.filename})" if error.filename else ""
+        code = _tell(CannotStart(f"the operating system refused: {error.strerror or error}{where}."))
     return code
+
+
+def _prepare_streams() -> None:
+    """Make sure that there is something to write to, and that no character can take the process down."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as above
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal of another encoding shows escapes.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _drop_output() -> None:
+    """Let go of what stdout could not take: Python would complain once more when it closes it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _invoke(arguments: Sequence[str] | None) -> int:

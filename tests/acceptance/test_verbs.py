@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 from contextlib import closing
+from pathlib import Path
 
 from tests.acceptance.conftest import ROOT, SCRIPT, an_event, wait_until
 
@@ -90,6 +91,21 @@ def test_a_reader_that_leaves_early_gets_no_complaint(folder):
     )
     os.close(writing)
     assert done.stderr == b""
+
+
+def test_output_that_cannot_be_written_is_told_without_a_traceback(folder):
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [SCRIPT, "schema"], cwd=folder.path, env=folder.environ, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 3
+    assert done.stderr.startswith(b"error: the operating system refused: No space left on device")
+    assert b"Traceback" not in done.stderr
+
+
+def test_closed_streams_are_no_error(folder):
+    done = subprocess.run(["sh", "-c", f"{SCRIPT} check >&- 2>&-"], cwd=folder.path, env=folder.environ, check=False)
+    assert done.returncode == 0
 
 
 def test_output_survives_a_terminal_that_knows_only_ascii(folder):
