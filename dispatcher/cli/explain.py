@@ -94,7 +94,7 @@ def _document(found: EventExplanation) -> dict[str, Any]:
     return {
         "event": _envelope(found),
         "chains": [_chain_document(verdict) for verdict in found.chains]
-        + [{"chain": name, "matched": False, "reason": why, "steps": []} for name, why in found.disabled.items()],
+        + [_disabled_document(name, why) for name, why in found.disabled.items()],
         "outcome": "matched" if found.matched else "unmatched",
     }
 
@@ -126,6 +126,11 @@ def _chain_document(verdict: ChainExplanation) -> dict[str, Any]:
         "value": verdict.value,
         "steps": [_step_document(step) for step in verdict.steps],
     }
+
+
+def _disabled_document(name: str, why: str) -> dict[str, Any]:
+    nothing = dict.fromkeys(("file", "line", "clause", "value"))
+    return {"chain": name, "matched": False, "reason": f"disabled: {why}", "steps": []} | nothing
 
 
 def _step_document(found: StepExplanation) -> dict[str, Any]:

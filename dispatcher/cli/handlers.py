@@ -147,6 +147,9 @@ def _no_such(registry: Registry, name: str, kinds: list[Kind]) -> NotFound | Not
     for (group, broken), plugin in registry.broken.items():
         if broken == name and _GROUPS[group] in kinds:
             return NotPossible(f"{name} is broken: {plugin.distribution} {plugin.version}: {plugin.reason}")
+    if name in ("wait", "stop"):
+        hint = "`wait: 1d` pauses a run; `stop: EXPRESSION` ends it, as done, if the expression holds."
+        return NotFound(f"{name} is a control of the rulebook, not a handler.", hint=hint)
     known = [known for kind in kinds for known in _group(registry, kind)]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]}?" if near else "`dispatcher handlers --kind all` lists what is."

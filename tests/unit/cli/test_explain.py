@@ -118,3 +118,17 @@ def test_many_chains_for_other_events_are_counted_unless_asked_for(dispatcher, h
 
 def test_a_file_that_is_not_there_is_a_usage_error(dispatcher):
     assert dispatcher("explain", "nowhere.json").code == 2
+
+
+def test_a_chain_that_needs_a_broken_plugin_is_told_as_disabled(dispatcher, here, event_file, monkeypatch):
+    info = here / "site" / "acme_broken-1.2.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-broken\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[dispatcher.handlers]\nbroken = acme_nowhere:Broken\n")
+    monkeypatch.syspath_prepend(str(here / "site"))
+    with (here / "rulebook.yaml").open("a") as rulebook:
+        rulebook.write("  - {name: needs-it, steps: [{handler: broken}]}\n")
+    said = dispatcher("explain", event_file(), "--json")
+    assert said.code == 0
+    assert chain(said, "needs-it")["matched"] is False
+    assert "acme-broken" in chain(said, "needs-it")["reason"]
