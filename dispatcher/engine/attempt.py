@@ -71,16 +71,28 @@ def explained(error: ValidationError) -> str:
 def guarded(call: Callable[[], Any], handler: Handler, event_type: str) -> Outcome | Awaitable[Any]:
     """Run a handler's method: what escapes becomes an outcome. An awaitable is handed back as it is.
 
-    This is the one place that catches everything: a plugin must not take the worker down.
+    With `awaited`, this is the one place that catches everything: a plugin must not take the worker down.
     """
     try:
         returned = call()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the step boundary
+    except KeyboardInterrupt:
+        raise  # no handler's doing
+    except BaseException as error:  # noqa: BLE001 - the step boundary
         return outcome_of_error(error, handler)
     if isinstance(returned, _OUTCOMES):
         return returned
     if inspect.isawaitable(returned):
         return returned
+    return checked(returned, handler, event_type)
+
+
+async def awaited(returned: Any, handler: Handler, event_type: str) -> Outcome:
+    """Wait for what `guarded` handed back; what escapes, a SystemExit too, would end the loop of all calls."""
+    try:
+        if inspect.isawaitable(returned):
+            returned = await returned
+    except BaseException as error:  # noqa: BLE001 - the step boundary
+        return outcome_of_error(error, handler)
     return checked(returned, handler, event_type)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dispatcher.plugins.context import Contact, Message
 from dispatcher.plugins.services import Sender, Service
-from dispatcher.rules.plan import Chain
+
+if TYPE_CHECKING:
+    from dispatcher.rules.plan import Chain
 
 Key = tuple[str, str]  # (account_key, number) or (account_key, event_id)
 

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dispatcher.events.event import Event
 from dispatcher.plugins.context import Contact, Message
-from dispatcher.rules.plan import Chain
+
+if TYPE_CHECKING:
+    from dispatcher.rules.plan import Chain
 
 EventState = Literal["new", "matched", "unmatched", "dead"]
 RunState = Literal["ready", "running", "waiting", "retrying", "held", "done", "failed", "cancelled"]

@@ -9,15 +9,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dispatcher.engine.ports import Connections, Key, Reads
 from dispatcher.engine.records import Changes, Run, as_text
 from dispatcher.events.identity import derived_uuid7, to_hex
 from dispatcher.plugins.context import Contact, Contacts, Message, Messages, MessageState, OptOuts
 from dispatcher.plugins.services import Sender, Service
-from dispatcher.rules.plan import Step
 from dispatcher.text.segments import segments
+
+if TYPE_CHECKING:
+    from dispatcher.rules.plan import Step
 
 
 class Overlay:
