@@ -1,7 +1,8 @@
 """Calls to the outside: bounded by connection and in all, run in threads or on one event loop, timed out, counted.
 
-A thread cannot be ended from outside. One that is past its timeout is abandoned: its run goes on without it, what
-it brings back later is dropped, and when all threads are lost that way the worker asks to be restarted.
+A thread cannot be ended from outside. A call that is past its timeout is abandoned: its run goes on without it, what
+it brings back later is dropped, and when all slots are lost that way the worker asks to be restarted. A coroutine is
+cancelled, and its slot is lost only as long as it resists.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from dispatcher.clock import Clock
-from dispatcher.engine.attempt import checked, guarded, outcome_of_error
+from dispatcher.engine.attempt import awaited, guarded
 from dispatcher.engine.batch import Call, CallReturn
 from dispatcher.plugins.outcomes import Outcome, RetryLater, Unknown
 from dispatcher.plugins.services import Service
 from dispatcher.telemetry import log
 from dispatcher.worker.guard import CrashGuard
+
+_PATIENCE_AT_CLOSE = 1.0
 
 
 @dataclass(slots=True)
@@ -64,7 +66,8 @@ class _Flight:
     deadline: float
     slot: int
     settled: bool = False
-    future: Future[object] | None = None
+    on_loop: bool = False
+    task: asyncio.Task[Outcome] | None = None
 
 
 class Calls:
@@ -85,6 +88,8 @@ class Calls:
         self._started_threads = 0
         self._idle_threads = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread: threading.Thread | None = None
+        self._closed = False
 
     def configure(self, connections: Mapping[str, Service]) -> None:
         """Set the bounds of each lane; `connections` are keyed as `Settled.connection` names them."""
@@ -141,7 +146,7 @@ class Calls:
 
     @property
     def exhausted(self) -> bool:
-        """Whether every thread was lost to a call that never came back."""
+        """Whether every slot was lost to a call that never came back."""
         return self._abandoned >= self._threads
 
     @property
@@ -184,14 +189,10 @@ class Calls:
             call = flight.call
             reason = f"no answer within {call.timeout.total_seconds():g} s"
             outcome: Outcome = RetryLater(reason=reason) if call.keyed else Unknown(reason)
-            future = flight.future
-            if self._settle(flight, outcome):
+            if self._settle(flight, outcome, abandon=True):
                 log.warning("call.timed_out", chain=call.chain, step=call.step_id, event=call.stored.event.event_id)
-                if future is not None:
-                    future.cancel()
-                else:
-                    with self._lock:
-                        self._abandoned += 1
+                if flight.on_loop:
+                    self._event_loop().call_soon_threadsafe(self._cancel, flight)
 
     def next_deadline(self) -> float | None:
         """Return in how many seconds the next call times out."""
@@ -201,11 +202,14 @@ class Calls:
         return max(0.0, min(flight.deadline for flight in flights) - self._clock.monotonic())
 
     def close(self) -> None:
-        """End the idle threads and the event loop; what still runs is left to the process's end."""
+        """End the idle threads and the event loop; what still runs is left to the process's end, and unheard."""
+        with self._lock:
+            self._closed = True
         for _ in range(self._started_threads):
             self._jobs.put(None)
-        if self._loop is not None:
+        if self._loop is not None and self._loop_thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop_thread.join(_PATIENCE_AT_CLOSE)
 
     # In the call threads.
 
@@ -216,50 +220,80 @@ class Calls:
             returned = guarded(lambda: call.handler.run(event, call.context), call.handler, event.event_type)  # noqa: B023
             if inspect.isawaitable(returned):
                 self._on_loop(flight, returned)
-            elif not self._settle(flight, returned):
-                with self._lock:
-                    self._abandoned -= 1  # it came back after all
+            else:
+                self._settle(flight, returned)
             with self._lock:
                 self._idle_threads += 1
 
     def _on_loop(self, flight: _Flight, awaitable: Awaitable[object] | None) -> None:
         call = flight.call
         event = call.stored.event
+        with self._lock:
+            flight.on_loop = not flight.settled
+        if not flight.on_loop:
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
+            self._settle(flight, Unknown("its thread came back too late"))
+            return
 
-        async def run() -> object:
-            if awaitable is not None:
-                return await awaitable
-            result = call.handler.run(event, call.context)
-            return await result if inspect.isawaitable(result) else result
+        async def run() -> Outcome:
+            returned = awaitable or guarded(
+                lambda: call.handler.run(event, call.context), call.handler, event.event_type
+            )
+            return await awaited(returned, call.handler, event.event_type)
 
-        def done(future: Future[object]) -> None:
-            if future.cancelled():
-                return
-            error = future.exception()
-            if error is not None:
-                self._settle(flight, outcome_of_error(error, call.handler))
-            else:
-                self._settle(flight, checked(future.result(), call.handler, event.event_type))
+        def begin() -> None:
+            flight.task = loop.create_task(run())
+            flight.task.add_done_callback(done)
 
-        future = asyncio.run_coroutine_threadsafe(run(), self._event_loop())
-        flight.future = future
-        future.add_done_callback(done)
+        def done(task: asyncio.Task[Outcome]) -> None:
+            # One that was cancelled before it began is past its timeout, and settled.
+            self._settle(flight, Unknown("cancelled") if task.cancelled() else task.result())
+
+        loop = self._event_loop()
+        loop.call_soon_threadsafe(begin)
+
+    @staticmethod
+    def _cancel(flight: _Flight) -> None:
+        if flight.task is not None:
+            flight.task.cancel()
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="call-loop", daemon=True).start()
+                self._loop_thread = threading.Thread(
+                    target=_run_loop, args=(self._loop,), name="call-loop", daemon=True
+                )
+                self._loop_thread.start()
             return self._loop
 
-    def _settle(self, flight: _Flight, outcome: Outcome) -> bool:
-        """Hand an outcome to the batch; False when the call was settled before."""
+    def _settle(self, flight: _Flight, outcome: Outcome, *, abandon: bool = False) -> bool:
+        """Hand an outcome to the batch; False when the call was settled before, and only its slot comes back now."""
         with self._lock:
+            if self._closed:
+                return False  # nobody listens, and what there was to wake may be gone
             if flight.settled:
+                self._abandoned -= 1
                 return False
             flight.settled = True
+            self._abandoned += abandon
             self._returned.append(CallReturn(flight.call, outcome))
             del self._flights[id(flight)]
-        self._guard.leave_call(flight.slot)
-        self._wake()
+            self._guard.leave_call(flight.slot)
+            self._wake()
         return True
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop of all coroutines until it is stopped; then end those that are left, and close it."""
+
+    async def end() -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    loop.run_forever()
+    loop.run_until_complete(end())
+    loop.close()
