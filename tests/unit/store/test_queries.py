@@ -118,6 +118,20 @@ def test_newest_rows_come_and_stand_in_order_of_time(full, ask):
     assert newest[1] == 4
 
 
+def test_limit_counts_what_fits_the_filters(full, ask):
+    full.publish(
+        *({"event_id": f"n{number}", "event_type": "x", "account_key": f"a{number % 2}"} for number in range(6))
+    )
+    assert ids(ask("list_events", account="a0", limit=2)) == ["n2", "n4"]
+
+
+def test_list_of_many_pages_is_read_to_its_end(world, ask):
+    world.rules("chains: []\n")
+    for start in range(0, 1200, 200):
+        world.publish(*({"event_id": f"e{number:04}"} for number in range(start, start + 200)))
+    assert ids(ask("list_events")) == [f"e{number:04}" for number in range(1200)]
+
+
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
@@ -217,6 +231,22 @@ def test_dead_letter_of_a_run_shows_its_event_and_run(full, ask):
     (delivery, _) = ask("list_dead_letters", kind="delivery")[0]
     found = ask("show_dead_letter", delivery["dead_id"])
     assert (found["event"], found["run"]) == (None, None)
+
+
+def test_story_tells_what_the_event_led_to_and_not_what_that_led_to(full, ask):
+    (child,) = ask("show_event", "e1")["emitted"]
+    assert child["hops"] == 1
+    assert ask("show_event", child["event_id"])["emitted"] == []
+    assert ask("show_event", "e3")["emitted"] == []
+
+
+def test_conflicting_delivery_is_part_of_the_story_of_the_event_whose_id_it_bears(full, ask):
+    full.publish(event_id="e3", event_data={"other": 1})
+    (letter,) = ask("show_event", "e3")["dead_letters"]
+    assert (letter["kind"], letter["reason"]) == ("delivery", "id_conflict")
+    found = ask("show_dead_letter", letter["dead_id"])
+    assert (found["event"], found["run"]) == (None, None)
+    assert json.loads(found["body"])["event_data"] == {"other": 1}
 
 
 def test_contact_shows_texts_and_opt_out(full, ask):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from sqlalchemy import delete, exc, func, select
@@ -19,6 +23,44 @@ def path(tmp_path, empty_store):
     path = tmp_path / "a store #1?.db"
     shutil.copy(empty_store, path)
     return path
+
+
+# Root may write everywhere, so the reader gives that up once it has all its modules.
+READ_WITHOUT_RIGHTS = """
+import os, sys
+from pathlib import Path
+from sqlalchemy import text
+from dispatcher.errors import StoreUnusable
+from dispatcher.store.reading import open_reader
+with open_reader(Path(sys.argv[1])):
+    pass
+if os.geteuid() == 0:
+    os.setuid(65534)
+try:
+    with open_reader(Path(sys.argv[2])) as connection:
+        print(connection.execute(text("SELECT count(*) FROM facts")).scalar())
+except StoreUnusable as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def read_only(empty_store):
+    """A store in a folder that everybody may read and nobody write, and what is printed by who reads it."""
+    folder = Path(tempfile.mkdtemp())
+    store = folder / "store.db"
+    shutil.copy(empty_store, store)
+
+    def read():
+        for entry in folder.iterdir():
+            entry.chmod(0o444)
+        folder.chmod(0o555)
+        command = [sys.executable, "-c", READ_WITHOUT_RIGHTS, str(empty_store), str(store)]
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout.strip()
+
+    yield store, read
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
 
 
 def count(connection):
@@ -65,6 +107,54 @@ def test_copy_without_its_log_in_a_folder_that_cannot_be_written_is_read(path, m
     monkeypatch.setattr(sqlite3, "connect", read_only_folder)
     with open_reader(path) as reader:
         assert count(reader) == 2
+
+
+def test_store_in_a_folder_that_cannot_be_written_is_read(read_only):
+    store, read = read_only
+    SqliteStore.open(store).close()
+    assert read() == "2"
+
+
+def test_log_of_a_killed_worker_is_read(path):
+    kill_a_writer(path)
+    with open_reader(path) as connection:
+        assert count(connection) == 3
+
+
+def test_log_of_a_killed_worker_is_not_passed_over_where_it_cannot_be_read(read_only):
+    store, read = read_only
+    kill_a_writer(store)
+    # As in a backup that has the file and its log, but not the index of the log.
+    Path(f"{store}-shm").unlink()
+    assert "cannot be read" in read()
+
+
+def kill_a_writer(path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from dispatcher.store.sqlite import SqliteStore;"
+        "store = SqliteStore.open(Path(sys.argv[1])); store.connection.execute(sys.argv[2]);"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    insert = "INSERT INTO facts VALUES ('a', 'b')"
+    subprocess.run([sys.executable, "-c", script, str(path), insert], check=False, timeout=60)
+
+
+def test_reading_leaves_the_file_as_it_was(path):
+    SqliteStore.open(path).close()
+    before = path.read_bytes()
+    with open_reader(path) as connection:
+        count(connection)
+    assert path.read_bytes() == before
+    SqliteStore.open(path).close()
+
+
+def test_damage_is_told(path):
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (size - 4096))
+    with pytest.raises(StoreUnusable, match=r"cannot be read|not a store"), open_reader(path) as connection:
+        count(connection)
 
 
 def test_missing_store_is_told_and_not_made(tmp_path):
