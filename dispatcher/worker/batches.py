@@ -5,10 +5,12 @@ The order is the guarantee: nothing is acknowledged and no call starts before th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dispatcher import failpoints
 from dispatcher.clock import Clock
-from dispatcher.engine.batch import Batch, Counts
-from dispatcher.engine.intake import Receipt
+from dispatcher.engine.batch import Batch, CallReturn, Counts
+from dispatcher.engine.intake import Delivery, Receipt
 from dispatcher.engine.machine import Engine
 from dispatcher.engine.records import OPEN_LANE, Changes, RunRow, as_text
 from dispatcher.errors import DispatcherError, RowsRefused
@@ -49,29 +51,20 @@ class Batches:
         """Run one batch; False when there was nothing to do. `intake` and `due` say what may be taken."""
         room = self.room
         returns = self._calls.returns(room)
+        if returns:
+            failpoints.reach("call.after_return")
         publishing = self._inbox.next_publish() if intake else None
         if publishing is None and not returns and not (intake or due):
             return False
         deliveries = publishing.deliveries if publishing else ()
-        work = Work()
         try:
-            with self._store.transaction() as transaction:
-                # Turns by weight: what came back goes first, then half of the room for what is due, a quarter at
-                # least for what is new; what one input leaves free is the next one's.
-                rows = self._due(transaction, max(1, room // 2)) if due else []
-                left = max(room // 4, room - len(returns) - len(rows) - len(deliveries))
-                events = transaction.take_new(left) if intake else []
-                work = Work(deliveries, events, rows, returns)
-                if not work.size:
-                    return False
-                receipts = self._run(transaction, work)
-        except RowsRefused as refused:
-            log.error("batch.refused", size=work.size, error=str(refused))
-            receipts = self._halve(work)
+            receipts = self._take(room, deliveries, returns, intake=intake, due=due)
         except DispatcherError as error:
             if publishing is not None:
                 publishing.fail(error)
             raise
+        if receipts is None:
+            return False
         if publishing is not None:
             publishing.reply(receipts)
         for returned in returns:
@@ -81,8 +74,28 @@ class Batches:
 
     def alone(self, work: Work) -> None:
         """Run a batch with nothing else in it."""
-        with self._store.transaction() as transaction:
-            self._run(transaction, work)
+        try:
+            with self._store.transaction() as transaction:
+                self._run(transaction, work)
+        except RowsRefused as refused:
+            self._seek_culprit(work, refused)
+
+    def _take(
+        self, room: int, deliveries: Sequence[Delivery], returns: Sequence[CallReturn], *, intake: bool, due: bool
+    ) -> list[Receipt] | None:
+        """Run one batch over what was handed in and what the store has; None when there was nothing."""
+        work = Work()
+        try:
+            with self._store.transaction() as transaction:
+                # Turns by weight: what came back goes first, then half of the room for what is due, a quarter at
+                # least for what is new; what one input leaves free is the next one's.
+                rows = self._due(transaction, max(1, room // 2)) if due else []
+                left = max(room // 4, room - len(returns) - len(rows) - len(deliveries))
+                events = transaction.take_new(left) if intake else []
+                work = Work(deliveries, events, rows, returns)
+                return self._run(transaction, work) if work.size else None
+        except RowsRefused as refused:
+            return self._seek_culprit(work, refused)
 
     def _due(self, transaction: SqliteTransaction, room: int) -> list[RunRow]:
         now = as_text(self._clock.now())
@@ -97,8 +110,9 @@ class Batches:
         began = self._clock.monotonic()
         batch = self._engine.begin(transaction)
         try:
-            receipts = batch.admit(work.deliveries) if work.deliveries else []
+            # What is stored goes before what is handed in, or busy publishers would take every turn.
             batch.start(work.events)
+            receipts = batch.admit(work.deliveries) if work.deliveries else []
             if work.due:
                 batch.resume(work.due)
             if work.returns:
@@ -135,6 +149,10 @@ class Batches:
             totals.outcomes[kind] = totals.outcomes.get(kind, 0) + number
 
     # A batch that the store refuses: halve, repeat, down to the culprit.
+
+    def _seek_culprit(self, work: Work, refused: RowsRefused) -> list[Receipt]:
+        log.error("batch.refused", size=work.size, error=str(refused))
+        return self._halve(work)
 
     def _halve(self, work: Work) -> list[Receipt]:
         if work.size == 1:
