@@ -59,10 +59,11 @@ def moment(text: str | None, now: datetime | None = None) -> datetime | None:
         ) from None
 
 
-def summed(pages: Iterator[dict[str, Any]]) -> tuple[int, list[list[str]]]:
-    """Return how many rows a verb changed over all its pages, and those it left alone with their why."""
-    changed, left = 0, []
+def summed(pages: Iterator[dict[str, Any]], what: str, done: str) -> dict[str, Any]:
+    """Return what a verb did over all its pages as if it had been one; `what` are the rows, `done` what was done."""
+    ids, left = [], []
     for page in pages:
-        changed += page["changed"]
+        ids += page["ids"]
         left += page["left"]
-    return changed, left
+    message = f"{len(ids):,} {what}{'' if len(ids) == 1 else 's'} {done}"
+    return {"changed": len(ids), "ids": ids, "message": message, "left": left}

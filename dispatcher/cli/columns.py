@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -48,10 +47,6 @@ def kind_of(row: Row) -> str:
     return f"{row['conversation_type'] or '?'}.{row['event_type']}"
 
 
-def _of_step(row: Row) -> Any:
-    return row["error"] or ("" if row["result"] is None else json.dumps(row["result"], ensure_ascii=False))
-
-
 EVENTS: Final = (
     Column("RECEIVED, UTC", lambda row: short_time(row["received_at"])),
     Column("EVENT", lambda row: short_id(row["event_id"])),
@@ -66,13 +61,6 @@ RUNS: Final = (
     Column("STATE", lambda row: row["state"]),
     Column("STEP", lambda row: row["step"], flexible=True),
     Column("ERROR", lambda row: (row["error"] or "").removeprefix(f"{row['step']}: "), flexible=True),
-)
-STEPS: Final = (
-    Column("STEP", lambda row: row["step"], flexible=True),
-    Column("HANDLER", lambda row: row["handler"], flexible=True),
-    Column("TRY", lambda row: row["attempt"]),
-    Column("STATE", lambda row: row["state"]),
-    Column("RESULT", _of_step, flexible=True),
 )
 DEAD_LETTERS: Final = (
     Column("AT, UTC", lambda row: short_time(row["at"])),

@@ -8,16 +8,16 @@ import typer
 
 from dispatcher.cli.access import administrator, default_region, reading
 from dispatcher.cli.columns import CONTACTS, MESSAGES
-from dispatcher.cli.listing import confirmed, tell_left, write_fields, write_listing, write_rows
+from dispatcher.cli.listing import confirmed_for_good, tell_change, write_fields, write_listing, write_rows
 from dispatcher.cli.options import AccountOption, JsonOption, LimitOption, StoreOption, YesOption, new_app
-from dispatcher.cli.output import write, write_json
+from dispatcher.cli.output import write_json
 
 app = new_app(
     summary="List, show and erase contacts.",
     examples=(
         "dispatcher contacts list --account acc1 --limit 0 --json",
         "dispatcher contacts show 0821234567           # in any spelling, or a key",
-        "dispatcher contacts erase +27821234567 --account acc1",
+        "dispatcher contacts erase +27821234567 --yes",
     ),
 )
 
@@ -65,17 +65,17 @@ def erase(
     *,
     account: AccountOption = None,
     yes: YesOption = False,
+    as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
     """Erase a person of an account: the contact, the texts, and every trace of the number, in the file too.
 
     What the person's events held is gone for good. That the number must not be texted is remembered without it. With
-    --account also somebody is erased who is in events only.
+    --account also somebody is erased who is in events only. A script must say --yes.
     """
-    if not confirmed(f"Erase {contact} for good?", yes=yes):
+    if not confirmed_for_good(f"Erase {contact} for good?", yes=yes):
         raise typer.Abort
     told = administrator(store).request(
         "contacts.erase", contact=contact, account=account, region=default_region(store)
     )
-    write(told["message"])
-    tell_left(told["left"])
+    tell_change(told, as_json=as_json)

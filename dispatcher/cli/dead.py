@@ -8,7 +8,7 @@ import typer
 
 from dispatcher.cli.access import administrator, moment, reading, summed
 from dispatcher.cli.columns import DEAD_LETTERS
-from dispatcher.cli.listing import confirmed, tell_left, write_body, write_fields, write_listing, write_runs
+from dispatcher.cli.listing import confirmed, tell_change, write_body, write_fields, write_listing
 from dispatcher.cli.options import (
     AccountOption,
     JsonOption,
@@ -18,7 +18,8 @@ from dispatcher.cli.options import (
     YesOption,
     new_app,
 )
-from dispatcher.cli.output import write, write_json
+from dispatcher.cli.output import write_json
+from dispatcher.cli.stories import write_runs
 from dispatcher.errors import UsageError
 
 app = new_app(
@@ -94,6 +95,7 @@ def replay(
     account: AccountOption = None,
     all_: AllOption = False,
     yes: YesOption = False,
+    as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
     """Take up what a dead letter stands for, or all that are open and fit the options.
@@ -102,12 +104,11 @@ def replay(
     """
     filters = {"reason": reason, "kind": kind, "account": account}
     if _is_one(dead, filters, everything=all_):
-        write(administrator(store).request("dead.replay", dead=dead)["message"])
+        tell_change(administrator(store).request("dead.replay", dead=dead), as_json=as_json)
         return
     if _may_go_on("Replay", filters, store, yes=yes):
-        changed, left = summed(administrator(store).every_page("dead.replay", **filters))
-        write(f"{changed:,} dead letters replayed" if changed != 1 else "1 dead letter replayed")
-        tell_left(left)
+        told = summed(administrator(store).every_page("dead.replay", **filters), "dead letter", "replayed")
+        tell_change(told, as_json=as_json)
 
 
 @app.command()
@@ -125,6 +126,7 @@ def discard(
     account: AccountOption = None,
     all_: AllOption = False,
     yes: YesOption = False,
+    as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
     """Close a dead letter, or all that are open and fit the options, without doing anything about them."""
@@ -132,11 +134,11 @@ def discard(
         reason, why = None, reason
     filters = {"reason": reason, "kind": kind, "account": account}
     if _is_one(dead, filters, everything=all_):
-        write(administrator(store).request("dead.discard", dead=dead, why=why)["message"])
+        tell_change(administrator(store).request("dead.discard", dead=dead, why=why), as_json=as_json)
         return
     if _may_go_on("Discard", filters, store, yes=yes):
-        changed, _ = summed(administrator(store).every_page("dead.discard", why=why, **filters))
-        write(f"{changed:,} dead letters discarded" if changed != 1 else "1 dead letter discarded")
+        told = summed(administrator(store).every_page("dead.discard", why=why, **filters), "dead letter", "discarded")
+        tell_change(told, as_json=as_json)
 
 
 def _is_one(dead: str | None, filters: dict[str, str | None], *, everything: bool) -> bool:

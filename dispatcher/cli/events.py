@@ -8,9 +8,10 @@ import typer
 
 from dispatcher.cli.access import administrator, moment, reading
 from dispatcher.cli.columns import DEAD_LETTERS, EVENTS, MESSAGES
-from dispatcher.cli.listing import tell_left, write_fields, write_listing, write_rows, write_runs
+from dispatcher.cli.listing import tell_change, write_fields, write_listing, write_rows
 from dispatcher.cli.options import AccountOption, JsonOption, LimitOption, SinceOption, StoreOption, new_app
-from dispatcher.cli.output import write, write_json
+from dispatcher.cli.output import say, write_json
+from dispatcher.cli.stories import write_runs
 
 app = new_app(
     summary="List, show and replay events.",
@@ -81,6 +82,12 @@ def show(
     write_rows("messages", MESSAGES, found["messages"])
     write_rows("dead letters", DEAD_LETTERS, found["dead_letters"])
     write_rows("led to", EVENTS, found["emitted"])
+    match found["state"]:
+        case "new":
+            say("It waits for its turn; `dispatcher run` is what takes it up.")
+        case "unmatched":
+            name = found["event_id"]
+            say(f"No chain matched: `dispatcher events show {name} --json | dispatcher explain -` says why.")
 
 
 @app.command()
@@ -91,6 +98,7 @@ def replay(
         bool, typer.Option("--again", help="Do everything once more, with new keys: texts are sent twice.")
     ] = False,
     account: AccountOption = None,
+    as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
     """Resume what an event did not finish: steps that are done are not done again.
@@ -98,5 +106,4 @@ def replay(
     An event that matched no chain, or was parked, is matched anew. With --again all of its chains run once more.
     """
     told = administrator(store).request("events.replay", event=event, account=account, again=again)
-    write(told["message"])
-    tell_left(told["left"])
+    tell_change(told, as_json=as_json)

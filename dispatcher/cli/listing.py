@@ -1,4 +1,4 @@
-"""How the rows of the store look to people: a line each within the width of the terminal, and the story of one."""
+"""How the rows of the store look to people: a line each in a list; all fields of one; and what a verb changed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import json
 import shutil
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from dispatcher.cli import exits
-from dispatcher.cli.columns import STEPS, Column, Row, full_time
-from dispatcher.cli.output import plain, say, write, write_json_rows
+from dispatcher.cli.columns import Column, Row
+from dispatcher.cli.output import plain, say, write, write_json, write_json_rows
+from dispatcher.errors import UsageError
 
 if TYPE_CHECKING:
     from dispatcher.store.queries import Listing
@@ -62,23 +63,6 @@ def write_fields(row: Row, *, leave_out: Sequence[str] = ()) -> None:
             write(f"{'':<{width}}{_GAP}{line}")
 
 
-def write_runs(runs: Sequence[Row]) -> None:
-    """Print runs, each with every attempt of its steps."""
-    for run in runs:
-        write()
-        write(f"run {run['run_id']}")
-        told = [f"{run['chain']}: {run['state']}", f"started {full_time(run['started_at'])}"]
-        if run["generation"] > 1:
-            told.append(f"generation {run['generation']}")
-        if run["due_at"]:
-            told.append(f"due {full_time(run['due_at'])}")
-        write("  " + ", ".join(told))
-        if run["error"]:
-            write(f"  {run['error']}")
-        if run["steps"]:
-            write_table(STEPS, run["steps"], indent="    ")
-
-
 def write_rows(title: str, columns: Sequence[Column], rows: Sequence[Row]) -> None:
     """Print rows that belong to what is shown, if there are any."""
     if rows:
@@ -99,8 +83,14 @@ def write_body(body: str, encoding: str | None) -> None:
         write(f"  … and {len(body) - _LONGEST_BODY:,} more characters: --json prints all")
 
 
-def tell_left(left: Sequence[Sequence[str]]) -> None:
-    """Tell what a verb left alone, and why; the exit code is 1 when there was something."""
+def tell_change(told: Mapping[str, Any], *, as_json: bool) -> None:
+    """Tell what a verb changed, and what it left alone and why; the exit code is 1 when it left something."""
+    left = told["left"]
+    if as_json:
+        named = [{"id": name, "reason": why} for name, why in left]
+        write_json({"changed": told["changed"], "ids": told["ids"], "message": told["message"], "left": named})
+    else:
+        write(told["message"])
     if not left:
         return
     say(f"{len(left):,} left alone:")
@@ -114,6 +104,13 @@ def tell_left(left: Sequence[Sequence[str]]) -> None:
 def confirmed(question: str, *, yes: bool) -> bool:
     """Ask whoever sits at a terminal; a script has said what it wants."""
     return yes or not _asks() or typer.confirm(question, err=True)
+
+
+def confirmed_for_good(question: str, *, yes: bool) -> bool:
+    """Ask whoever sits at a terminal about what cannot be undone; a script must say --yes, or UsageError is raised."""
+    if not yes and not _asks():
+        raise UsageError("this cannot be undone, and nobody is there to be asked.", hint="--yes says that it is meant.")
+    return confirmed(question, yes=yes)
 
 
 def _asks() -> bool:

@@ -8,7 +8,7 @@ import typer
 
 from dispatcher.cli.access import administrator, moment, reading, summed
 from dispatcher.cli.columns import DEAD_LETTERS, MESSAGES, RUNS
-from dispatcher.cli.listing import confirmed, tell_left, write_listing, write_rows, write_runs
+from dispatcher.cli.listing import confirmed, tell_change, write_listing, write_rows
 from dispatcher.cli.options import (
     AccountOption,
     JsonOption,
@@ -19,6 +19,7 @@ from dispatcher.cli.options import (
     new_app,
 )
 from dispatcher.cli.output import write, write_json
+from dispatcher.cli.stories import write_runs
 from dispatcher.errors import UsageError
 
 app = new_app(
@@ -82,6 +83,7 @@ def retry(
     chain: ChainOption = None,
     account: AccountOption = None,
     yes: YesOption = False,
+    as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
     """Make a run due now, or all that fit the options: `--chain X` alone means those that failed.
@@ -93,7 +95,7 @@ def retry(
     if run is not None:
         if any(filters.values()):
             raise UsageError("a run is named, or options say which runs; not both.")
-        write(administrator(store).request("runs.retry", run=run)["message"])
+        tell_change(administrator(store).request("runs.retry", run=run), as_json=as_json)
         return
     if not any(filters.values()):
         raise UsageError("which run?", hint="Name one, or say which: --state failed, --chain NAME, --account KEY.")
@@ -104,15 +106,14 @@ def retry(
         total = list_runs(connection, state=filters["state"], chain=chain, account=account, limit=1).total
     if total > 1 and not confirmed(f"Retry {total:,} runs?", yes=yes):
         raise typer.Abort
-    changed, left = summed(administrator(store).every_page("runs.retry", **filters))
-    write(f"{changed:,} runs due now" if changed != 1 else "1 run due now")
-    tell_left(left)
+    told = summed(administrator(store).every_page("runs.retry", **filters), "run", "due now")
+    tell_change(told, as_json=as_json)
 
 
 @app.command()
-def cancel(run: RunArgument, *, store: StoreOption = None) -> None:
+def cancel(run: RunArgument, *, as_json: JsonOption = False, store: StoreOption = None) -> None:
     """End a run. What a call that is under way brings back is dropped; it may have acted all the same."""
-    write(administrator(store).request("runs.cancel", run=run)["message"])
+    tell_change(administrator(store).request("runs.cancel", run=run), as_json=as_json)
 
 
 @app.command()
@@ -122,9 +123,10 @@ def resolve(
     sent: Annotated[
         bool | None, typer.Option("--sent/--not-sent", help="Whether the step had its effect.", show_default=False)
     ] = None,
+    as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
     """Say what nobody knew: the step had its effect, and the run goes on; or had none, and it is tried again."""
     if sent is None:
         raise UsageError("did the step have its effect?", hint="Say --sent or --not-sent.")
-    write(administrator(store).request("runs.resolve", run=run, sent=sent)["message"])
+    tell_change(administrator(store).request("runs.resolve", run=run, sent=sent), as_json=as_json)

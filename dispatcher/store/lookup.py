@@ -17,6 +17,8 @@ from dispatcher.store.schema import contacts, dead_letters, event_ids, events, m
 
 # An end that is shorter would meet others by chance.
 _SHORTEST_END = 4
+# What lists put before an end, and people copy with it.
+_CUT = "…"
 _SHOWN = 5
 _LAST_CHARACTER = "\U0010ffff"
 _NOT_DIGITS = re.compile(r"[^0-9]")
@@ -136,11 +138,11 @@ def _matching(
     """Return the rows whose id is `text`; failing that those that begin with it; failing that those that end so."""
     if not text:
         return []
-    attempts: list[ColumnElement[bool]] = [column == text]
     # A range instead of LIKE: it uses the index, and tells upper from lower case.
-    attempts.append((column >= text) & (column < text + _LAST_CHARACTER))
-    if len(text) >= _SHORTEST_END:
-        attempts.append(column.endswith(text, autoescape=True))
+    attempts = [column == text, (column >= text) & (column < text + _LAST_CHARACTER)]
+    end = text.removeprefix(_CUT)
+    if len(end) >= _SHORTEST_END:
+        attempts.append(column.endswith(end, autoescape=True))
     for condition in attempts:
         rows = _select(connection, columns, [condition, *scope])
         if rows:

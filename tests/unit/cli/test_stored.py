@@ -76,7 +76,7 @@ def test_empty_list_is_an_empty_document_and_a_word_on_stderr(dispatcher, here, 
     assert said.err.startswith("no ")
 
 
-@pytest.mark.parametrize("verb", [*LISTS, "events show x", "runs retry x", "dead replay x", "contacts erase x"])
+@pytest.mark.parametrize("verb", [*LISTS, "events show x", "runs retry x", "dead replay x", "contacts erase x --yes"])
 def test_without_a_store_nothing_is_made(dispatcher, here, verb):
     said = dispatcher(*verb.split())
     assert said.code == 3
@@ -88,7 +88,7 @@ def test_without_a_store_nothing_is_made(dispatcher, here, verb):
 @pytest.mark.parametrize(
     "verb",
     ["events show x", "events replay x", "runs show x", "runs retry x", "runs cancel x", "dead show x",
-     "dead replay x", "dead discard x", "contacts show x", "contacts erase x", "messages show x"],
+     "dead replay x", "dead discard x", "contacts show x", "contacts erase x --yes", "messages show x"],
 )  # fmt: skip
 def test_what_is_not_there_is_told(dispatcher, here, verb):
     SqliteStore.open(here / "store.db").close()
@@ -238,15 +238,91 @@ def test_dead_letters_are_replayed_discarded_and_left_with_their_why(drained):
 
 def test_person_is_erased_from_the_files(drained, here):
     dispatcher = drained()
-    said = dispatcher("contacts", "erase", "082 123 4567", "--account", "acc1")
+    said = dispatcher("contacts", "erase", "082 123 4567", "--account", "acc1", "--yes")
     assert said.code == 0
     assert said.out.startswith("the person is erased: ")
     for path in here.glob("store.db*"):
         assert b"821234567" not in path.read_bytes(), path.name
     assert dispatcher("contacts", "list", "--json").document == []
-    again = dispatcher("contacts", "erase", "082 123 4567", "--account", "acc1")
+    again = dispatcher("contacts", "erase", "082 123 4567", "--account", "acc1", "--yes")
     assert again.code == 1
     assert '"+"' in again.err
+
+
+def test_script_that_erases_must_say_that_it_means_it(drained):
+    dispatcher = drained()
+    said = dispatcher("contacts", "erase", "0821234567")
+    assert (said.code, said.out) == (2, "")
+    assert "--yes" in said.err
+    assert len(dispatcher("contacts", "list", "--json").document) == 1
+
+
+def test_whoever_sits_at_a_terminal_is_asked_before_a_person_is_erased(drained, monkeypatch):
+    dispatcher = drained()
+    monkeypatch.setattr("dispatcher.cli.listing._asks", lambda: True)
+    said = dispatcher("contacts", "erase", "0821234567", stdin=b"n\n")
+    assert said.code == 1
+    assert "Erase 0821234567 for good?" in said.err
+    assert len(dispatcher("contacts", "list", "--json").document) == 1
+    assert dispatcher("contacts", "erase", "0821234567", stdin=b"y\n").code == 0
+    assert dispatcher("contacts", "list", "--json").document == []
+
+
+def test_what_was_changed_is_told_in_json_too(drained):
+    dispatcher = drained()
+    run_id = dispatcher("runs", "list", "--state", "failed", "--json").document[0]["run_id"]
+    (delivery,) = dispatcher("dead", "list", "--kind", "delivery", "--json").document
+    said = dispatcher("dead", "replay", "--all", "--json")
+    assert said.code == 1
+    assert said.document["changed"] == len(said.document["ids"]) == 1
+    assert said.document["message"] == "1 dead letter replayed"
+    assert [entry["id"] for entry in said.document["left"]] == [delivery["dead_id"]]
+    told = {"changed": 1, "ids": [run_id], "message": f"run {run_id} is cancelled", "left": []}
+    assert dispatcher("runs", "cancel", run_id, "--json").document == told
+    assert dispatcher("runs", "retry", run_id, "--json").document["ids"] == [run_id]
+    assert dispatcher("runs", "retry", "--chain", "welcome", "--json").document["ids"] == []
+    assert dispatcher("dead", "discard", delivery["dead_id"], "--json").document["ids"] == [delivery["dead_id"]]
+    assert dispatcher("events", "replay", "e1", "--again", "--json").document["ids"] == ["e1"]
+
+
+def test_story_tells_what_makes_a_run_go_on(drained, here):
+    dispatcher = drained()
+    run_id = dispatcher("runs", "list", "--state", "failed", "--json").document[0]["run_id"]
+    for state, due, told in (
+        ("failed", None, "`dispatcher runs retry"),
+        ("waiting", "2099-01-02T03:04:05.000000Z", "Waits until 2099-01-02 03:04:05."),
+        ("retrying", "2099-01-02T03:04:05.000000Z", "Tried again at 2099-01-02 03:04:05."),
+        ("ready", "2020-01-02T03:04:05.000000Z", "Due since 2020-01-02 03:04:05"),
+    ):
+        change(here, "UPDATE runs SET state = ?, due_at = ? WHERE run_id = ?", state, due, run_id)
+        assert told in dispatcher("runs", "show", run_id).out
+    change(here, "UPDATE runs SET state = 'held', error = 'cannot_bind: gone', due_at = NULL WHERE run_id = ?", run_id)
+    assert "cannot_bind: gone" in dispatcher("runs", "show", run_id).out
+    change(here, "UPDATE steps SET state = 'unknown'")
+    assert "--not-sent" in dispatcher("runs", "show", run_id).out
+
+
+def test_story_numbers_steps_and_tells_every_attempt_with_its_reason_and_time(drained, here):
+    dispatcher = drained()
+    run_id = dispatcher("runs", "list", "--state", "done", "--json").document[0]["run_id"]
+    change(
+        here,
+        "INSERT INTO steps SELECT run_seq, position, 2, step, handler, 'failed', NULL, 'busy', "
+        "'2026-01-01T00:00:00.000000Z', '2026-01-02T00:00:05.000000Z', received_on FROM steps "
+        "WHERE step = 'contact' AND state = 'done'",
+    )
+    lines = dispatcher("runs", "show", run_id).out.splitlines()
+    assert any(line.startswith("   1. contact (create_contact): done, ") for line in lines)
+    at = lines.index("   1. contact (create_contact): failed, attempt 2, 01-01 00:00:00 to 01-02")
+    assert lines[at + 1 : at + 3] == ["       00:00:05", "       busy"]
+    assert any(line.startswith("   2. send_sms: done, ") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
+def test_unmatched_event_says_how_to_learn_why(drained):
+    dispatcher = drained()
+    dispatcher("publish", stdin=json.dumps(an_event(event_id="e7", event_type="unheard")).encode())
+    assert "`dispatcher run`" in dispatcher("events", "show", "e7").err
 
 
 def test_writing_verbs_go_through_the_worker_that_runs(drained, here):

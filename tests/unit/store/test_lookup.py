@@ -86,6 +86,13 @@ def test_an_end_must_be_long_enough_to_tell_something(connection):
         find_run(connection, "bcd")
 
 
+def test_an_end_may_be_copied_from_a_list_with_what_stands_before_it(connection):
+    add_events(connection, ("a", "poll-2026-11-21-vote-17"))
+    assert find_event(connection, "…11-21-vote-17").event_id == "poll-2026-11-21-vote-17"
+    with pytest.raises(NotFound):
+        find_event(connection, "…")
+
+
 def test_letters_that_mean_something_to_sql_mean_themselves(connection):
     add_events(connection, ("a", "ten%done"), ("a", "ten_done"), ("a", "tenXdone"))
     assert find_event(connection, "%done").event_id == "ten%done"
