@@ -28,7 +28,13 @@ _FORGET = (
        AND event_id = (SELECT event_id FROM events WHERE seq = ?1)""",
     "DELETE FROM events WHERE seq = ?1",
 )
-_FORGET_MESSAGES = "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE received_on < ? LIMIT ?)"
+_FORGET_MESSAGES = """
+DELETE FROM messages WHERE seq IN (
+    SELECT m.seq FROM messages m WHERE m.received_on < ? AND NOT EXISTS (
+        SELECT 1 FROM runs r WHERE r.run_id = m.run_id AND r.state NOT IN ('done', 'failed', 'cancelled')
+    ) LIMIT ?
+)
+"""
 _FORGET_SENT = "DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox WHERE state = 'sent' AND at < ? LIMIT ?)"
 _FORGET_LETTERS = (
     "DELETE FROM dead_letters WHERE seq IN (SELECT seq FROM dead_letters WHERE kind = 'delivery' AND at < ? LIMIT ?)"

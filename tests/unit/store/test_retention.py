@@ -1,0 +1,167 @@
+"""What is forgotten, and when: by outcome, never before its dedupe time, never while something is open."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from dispatcher import Failed, Unknown
+from dispatcher.engine.records import as_text
+from dispatcher.store.retention import Keep, Retention
+
+CHAIN = """
+chains:
+  - name: c
+    on: {event_type: done}
+    steps:
+      - {id: first, handler: scripted, with: {say: hi}}
+      - {id: sms, handler: send_sms, with: {to: "0821234567", text: hello}}
+  - name: calling
+    on: {event_type: call}
+    steps: [{id: sms, handler: send_sms, with: {to: "0821234567", text: hello}}, {id: out, handler: scripted_call}]
+  - name: waiting
+    on: {event_type: wait}
+    steps: [{wait: 300d}]
+"""
+KEEP = Keep(done=10, failed=30, skipped=20, dedupe=5)
+OF_AN_EVENT = ("events", "event_ids", "runs", "steps", "dead_letters")
+
+
+def after(world, days, keep=KEEP):
+    """Forget everything that is to be forgotten so many days from now."""
+    retention = Retention(world.store, keep)
+    now = world.clock.now() + timedelta(days=days)
+    while retention.step(now):
+        pass
+    return [event_id for (event_id,) in world.rows("events", "event_id")]
+
+
+def test_event_goes_with_its_runs_its_steps_its_dedupe_row_and_its_dead_letters(world):
+    world.rules(CHAIN)
+    world.script.append(Failed("no"))
+    world.publish(event_id="e1")
+    assert all(world.rows(table) for table in OF_AN_EVENT)
+    assert after(world, 30) == ["e1"]
+    assert all(world.rows(table) for table in OF_AN_EVENT)
+    assert after(world, 31) == []
+    assert {table: world.rows(table) for table in OF_AN_EVENT} == {table: [] for table in OF_AN_EVENT}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "last_day"), [("done", 10), ("failed", 30), ("cancelled", 30), ("unmatched", 20), ("dead", 30)]
+)
+def test_each_outcome_has_its_own_limit(world, outcome, last_day):
+    world.rules(CHAIN)
+    if outcome == "failed":
+        world.script.append(Failed("no"))
+    world.publish(event_id="e1", event_type="else" if outcome == "unmatched" else "done")
+    if outcome == "cancelled":
+        world.store.connection.execute("UPDATE runs SET state = 'cancelled'")
+    if outcome == "dead":
+        world.store.connection.execute("UPDATE events SET state = 'dead'")
+    assert after(world, last_day) == ["e1"]
+    assert after(world, last_day + 1) == []
+
+
+def test_nothing_goes_before_its_dedupe_time_is_over(world):
+    keep = Keep(done=1, failed=1, skipped=1, dedupe=15)
+    world.rules(CHAIN).publish(event_id="e1")
+    assert after(world, 15, keep) == ["e1"]
+    assert after(world, 16, keep) == []
+
+
+def test_event_that_was_forgotten_may_come_again(world):
+    world.rules(CHAIN).publish(event_id="e1")
+    assert world.publish(event_id="e1")[0].kind == "duplicate"
+    after(world, 11)
+    assert world.publish(event_id="e1")[0].kind == "stored"
+
+
+@pytest.mark.parametrize("state", ["ready", "running", "waiting", "retrying", "held"])
+def test_open_run_keeps_its_event_and_all_that_belongs_to_it(world, state):
+    world.rules(CHAIN).publish(event_id="e1")
+    world.store.connection.execute("UPDATE runs SET state = ?", (state,))
+    before = {table: world.rows(table) for table in (*OF_AN_EVENT, "messages")}
+    assert after(world, 4000) == ["e1"]
+    assert {table: world.rows(table) for table in (*OF_AN_EVENT, "messages")} == before
+
+
+def test_held_run_keeps_its_message_however_old(world):
+    world.rules(CHAIN).publish(event_id="e1", event_type="call")
+    world.bring_back(Unknown("line cut"))
+    assert world.rows("runs", "state") == [("held",)]
+    after(world, 4000)
+    assert len(world.rows("messages")) == 1
+
+
+def test_event_that_nobody_has_looked_at_yet_stays(world):
+    world.rules(CHAIN).publish(event_id="e1")
+    world.store.connection.execute("UPDATE events SET state = 'new'")
+    world.store.connection.execute("DELETE FROM runs")
+    assert after(world, 4000) == ["e1"]
+
+
+def test_one_failed_run_among_done_ones_keeps_the_event_as_a_failure(world):
+    world.rules(CHAIN + "  - {name: other, on: {event_type: done}, steps: [{handler: log_event}]}\n")
+    world.script.append(Failed("no"))
+    world.publish(event_id="e1")
+    assert sorted(world.rows("runs", "state")) == [("done",), ("failed",)]
+    assert after(world, 11) == ["e1"]
+    assert len(world.rows("runs")) == 2
+    assert after(world, 31) == []
+
+
+def test_old_and_young_are_told_apart(world):
+    world.rules(CHAIN).publish(event_id="old")
+    world.clock.advance(timedelta(days=8))
+    world.publish(event_id="young")
+    assert after(world, 5) == ["young"]
+
+
+def test_more_than_one_chunk_is_forgotten_step_by_step_past_what_stays(world):
+    world.rules(CHAIN)
+    for at in range(0, 1200, 200):
+        world.publish(*({"event_id": f"e{n}", "event_type": "else"} for n in range(at, at + 200)))
+    world.publish(event_id="open", event_type="wait")
+    world.store.connection.execute("UPDATE events SET state = 'new' WHERE seq <= 600")
+    retention = Retention(world.store, KEEP)
+    now = world.clock.now() + timedelta(days=100)
+    steps = 1
+    while retention.step(now):
+        steps += 1
+    assert steps == 3
+    left = [seq for (seq,) in world.rows("events", "seq")]
+    assert left == [*range(1, 601), 1201]
+
+
+def test_contacts_and_opt_outs_stay(world):
+    world.rules(
+        """
+chains:
+  - name: c
+    on: {event_type: done}
+    steps:
+      - {handler: create_contact, with: {msisdn: "0821234567"}}
+      - {handler: opt_out, with: {msisdn: "0821234567"}}
+"""
+    )
+    world.publish(event_id="e1")
+    assert after(world, 4000) == []
+    assert len(world.rows("contacts")) == len(world.rows("opt_outs")) == 1
+
+
+def test_letters_of_deliveries_and_old_messages_and_what_was_sent_go_by_age(world):
+    world.rules(CHAIN).publish({"event_id": "e1"}, b"nonsense")
+    row = ("amqp:x/y", "{}", as_text(world.clock.now()), as_text(world.clock.now()))
+    for state in ("sent", "ready"):
+        world.store.connection.execute(
+            "INSERT INTO outbox (destination, body, message_id, state, not_before, at) VALUES (?, ?, ?, ?, ?, ?)",
+            (row[0], row[1], state, state, row[2], row[3]),
+        )
+    after(world, 11)
+    assert world.rows("outbox", "state") == [("ready",)]
+    assert len(world.rows("messages")) == len(world.rows("dead_letters")) == 1
+    after(world, 31)
+    assert world.rows("messages") == world.rows("dead_letters") == []
+    assert world.rows("outbox", "state") == [("ready",)]
