@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dispatcher.engine.records import Run
 from dispatcher.engine.unit import StepContext
 from dispatcher.plugins.handler import Handler
-from dispatcher.plugins.outcomes import Done, Failed, Outcome, RetryLater, Unknown
+from dispatcher.plugins.outcomes import Done, Emit, Failed, Outcome, Publish, RetryLater, Unknown
 from dispatcher.rules.expressions import ExpressionError
 from dispatcher.rules.plan import Step
 
 _TRACEBACK_LIMIT = 4000
+_REASON_LIMIT = 16_000
 _TRANSIENT = (ConnectionError, TimeoutError)
-_OUTCOMES = (Done, RetryLater, Failed, Unknown)
 
 
 @dataclass(slots=True)
@@ -45,7 +46,7 @@ def scope_of(run: Run) -> dict[str, Any]:
     return run.scope
 
 
-def bind(run: Run, step: Step, region: str | None) -> Attempt | Failed:
+def bind(run: Run, step: Step, region: str | None) -> Attempt | Outcome:
     """Render and type the params of a step, or say why they cannot be."""
     assert step.handler is not None
     assert step.params is not None
@@ -56,6 +57,8 @@ def bind(run: Run, step: Step, region: str | None) -> Attempt | Failed:
         return Failed(str(error))
     except ValidationError as error:
         return Failed(explained(error))
+    except Exception as error:  # noqa: BLE001 - validators are the plugin's code too
+        return outcome_of_error(error, step.handler)
     return Attempt(run, step, handler)
 
 
@@ -79,8 +82,6 @@ def guarded(call: Callable[[], Any], handler: Handler, event_type: str) -> Outco
         raise  # no handler's doing
     except BaseException as error:  # noqa: BLE001 - the step boundary
         return outcome_of_error(error, handler)
-    if isinstance(returned, _OUTCOMES):
-        return returned
     if inspect.isawaitable(returned):
         return returned
     return checked(returned, handler, event_type)
@@ -96,9 +97,9 @@ async def awaited(returned: Any, handler: Handler, event_type: str) -> Outcome:
     return checked(returned, handler, event_type)
 
 
-def outcome_of_error(error: BaseException, handler: Handler) -> Outcome:
+def outcome_of_error(error: BaseException, handler: Handler | type[Handler]) -> Outcome:
     """Return the outcome of an attempt that ended with an exception: transient ones are tried again."""
-    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    said = f"{type(error).__name__}: {_sayable(error)}".rstrip(": ")
     if isinstance(error, (*_TRANSIENT, *handler.transient)):
         return RetryLater(reason=said)
     trace = "".join(traceback.format_exception(error))[-_TRACEBACK_LIMIT:]
@@ -106,14 +107,60 @@ def outcome_of_error(error: BaseException, handler: Handler) -> Outcome:
 
 
 def checked(returned: Any, handler: Handler, event_type: str) -> Outcome:
-    """Return what a handler returned if it is an outcome; anything else is the handler's mistake."""
-    if isinstance(returned, _OUTCOMES):
-        return returned
-    name = type(handler).__name__
-    return Failed(
-        f"{name} returned {type(returned).__name__} for {event_type!r} instead of an outcome; "
-        "a handler returns Done, RetryLater, Failed or Unknown"
+    """Return what a handler returned if it is an outcome that can be acted on; anything else is its mistake."""
+    mistake = _mistake_in(returned)
+    if mistake is not None:
+        name = type(handler).__name__
+        return Failed(
+            f"{name} returned {mistake} for {event_type!r} instead of an outcome; "
+            "a handler returns Done, RetryLater, Failed or Unknown"
+        )
+    outcome: Outcome = returned
+    if isinstance(outcome, Done):
+        return outcome
+    said = _sayable(outcome.reason)
+    return outcome if said == outcome.reason else replace(outcome, reason=said)
+
+
+def _mistake_in(returned: Any) -> str | None:
+    """Name what keeps this from being an outcome that can be acted on. Types are not enforced on plugins."""
+    match returned:
+        case Done(result=result, emits=emits, publishes=publishes, skipped=skipped):
+            if not (result is None or isinstance(result, (BaseModel, Mapping))):
+                return f"Done with {type(result).__name__} for a result"
+            if not (skipped is None or isinstance(skipped, str)):
+                return f"Done with {type(skipped).__name__} for the reason in `skipped`"
+            if emits and not _all_are(Emit, emits):
+                return "Done with something else than a list of Emit in `emits`"
+            if publishes and not (_all_are(Publish, publishes) and all(map(_can_be_published, publishes))):
+                return "Done with something else than a list of Publish, of texts and a mapping, in `publishes`"
+        case RetryLater(after=after):
+            if not (after is None or isinstance(after, timedelta)):
+                return f"RetryLater with {type(after).__name__} for `after`"
+        case Failed() | Unknown():
+            pass
+        case _:
+            return type(returned).__name__
+    return None
+
+
+def _all_are(kind: type, items: Any) -> bool:
+    return isinstance(items, Sequence) and all(isinstance(item, kind) for item in items)
+
+
+def _can_be_published(publish: Publish) -> bool:
+    return (
+        isinstance(publish.exchange, str) and isinstance(publish.routing_key, str) and isinstance(publish.body, Mapping)
     )
+
+
+def _sayable(reason: object) -> str:
+    """Return a reason as the journal can keep it, whatever a plugin gives for one: text, of bounded length."""
+    try:
+        said = "" if reason is None else str(reason)
+    except Exception as error:  # noqa: BLE001 - the plugin's `__str__`
+        said = f"{type(reason).__name__} (which cannot be shown: {type(error).__name__})"
+    return said[:_REASON_LIMIT].encode("utf-8", "backslashreplace").decode()
 
 
 def prepared(attempt: Attempt, context: StepContext) -> Outcome | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import blake2b
 
 from dispatcher.plugins.outcomes import RetryLater
 from dispatcher.rules.plan import RetryPolicy
+
+# "Try again after 0 seconds" is no leave to try again without end.
+_SHORTEST = timedelta(seconds=1)
 
 
 def next_attempt_at(
@@ -21,14 +24,19 @@ def next_attempt_at(
     """
     if outcome.counts and policy.attempts is not None and attempt >= policy.attempts:
         return None
-    pause = outcome.after
-    if pause is None:
-        # Past 2**30 every policy is at its longest; the bound keeps the product within what timedelta holds.
-        grown = policy.initial * (2 ** min(attempt - 1, 30)) if outcome.counts else (now - first_at) / 2
-        grown = max(grown, policy.initial)
+    if outcome.after is not None:
+        pause = max(outcome.after, min(policy.initial, _SHORTEST))
+    else:
+        factor = 2 ** min(attempt - 1, 40)
+        if not outcome.counts:
+            grown = max((now - first_at) / 2, policy.initial)
+        elif factor > policy.longest / policy.initial:
+            grown = policy.longest  # asked first, as the product may be more than a timedelta holds
+        else:
+            grown = policy.initial * factor
         pause = min(grown, policy.longest) * (0.5 + 0.5 * _fraction(salt, attempt))
-    at = now + pause
-    return None if at - first_at > policy.within else at
+    # Compared as pauses: what the other side asked for may lie beyond the last year there is.
+    return None if pause > policy.within - (now - first_at) else now + pause
 
 
 def _fraction(salt: str, attempt: int) -> float:

@@ -87,3 +87,8 @@ def test_attempts_that_do_not_count_back_off_with_the_time_since_the_first() -> 
     assert later is not None
     assert soon <= timedelta(seconds=2)
     assert timedelta(minutes=2.5) <= later <= timedelta(minutes=5)
+
+
+def test_backoff_of_days_never_outgrows_what_time_can_hold() -> None:
+    policy = a_policy(initial=timedelta(days=1), longest=timedelta(days=1), within=timedelta(days=366))
+    assert timedelta(hours=12) <= pause(policy, 60) <= timedelta(days=1)
