@@ -8,7 +8,7 @@ import typer
 
 from dispatcher.cli.access import administrator, default_region, reading
 from dispatcher.cli.columns import CONTACTS, MESSAGES
-from dispatcher.cli.listing import confirmed_for_good, tell_change, write_fields, write_listing, write_rows
+from dispatcher.cli.listing import confirmed, tell_change, write_fields, write_listing, write_rows
 from dispatcher.cli.options import AccountOption, JsonOption, LimitOption, StoreOption, YesOption, new_app
 from dispatcher.cli.output import write_json
 
@@ -71,9 +71,9 @@ def erase(
     """Erase a person of an account: the contact, the texts, and every trace of the number, in the file too.
 
     What the person's events held is gone for good. That the number must not be texted is remembered without it. With
-    --account also somebody is erased who is in events only. A script must say --yes.
+    --account also somebody is erased who is in events only. Only a terminal is asked.
     """
-    if not confirmed_for_good(f"Erase {contact} for good?", yes=yes):
+    if not confirmed(f"Erase {contact} for good?", yes=yes):
         raise typer.Abort
     told = administrator(store).request(
         "contacts.erase", contact=contact, account=account, region=default_region(store)

@@ -15,7 +15,6 @@ import typer
 from dispatcher.cli import exits
 from dispatcher.cli.columns import Column, Row
 from dispatcher.cli.output import plain, say, write, write_json, write_json_rows
-from dispatcher.errors import UsageError
 
 if TYPE_CHECKING:
     from dispatcher.store.queries import Listing
@@ -104,13 +103,6 @@ def tell_change(told: Mapping[str, Any], *, as_json: bool) -> None:
 def confirmed(question: str, *, yes: bool) -> bool:
     """Ask whoever sits at a terminal; a script has said what it wants."""
     return yes or not _asks() or typer.confirm(question, err=True)
-
-
-def confirmed_for_good(question: str, *, yes: bool) -> bool:
-    """Ask whoever sits at a terminal about what cannot be undone; a script must say --yes, or UsageError is raised."""
-    if not yes and not _asks():
-        raise UsageError("this cannot be undone, and nobody is there to be asked.", hint="--yes says that it is meant.")
-    return confirmed(question, yes=yes)
 
 
 def _asks() -> bool:
