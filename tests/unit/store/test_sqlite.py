@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy
@@ -234,7 +235,7 @@ def test_killed_writer_leaves_what_it_had_committed_and_nothing_else(tmp_path, e
 
 
 def test_lock_file_is_for_its_owner_alone(world):
-    mode = os.stat(f"{world.store.path}.lock").st_mode
+    mode = Path(f"{world.store.path}.lock").stat().st_mode
     assert stat.S_IMODE(mode) == 0o600
 
 
