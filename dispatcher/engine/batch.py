@@ -91,7 +91,7 @@ class Batch:
     def admit(self, deliveries: Iterable[Delivery]) -> list[Receipt]:
         """Take deliveries; what is new is advanced with this batch."""
         receipts = self.engine.intake.admit(deliveries, self.overlay)
-        self._fresh.extend(receipt.stored for receipt in receipts if receipt.stored is not None)
+        self._go_on_with(receipt.stored for receipt in receipts if receipt.stored is not None)
         return receipts
 
     def start(self, events: Iterable[StoredEvent]) -> None:
@@ -153,6 +153,11 @@ class Batch:
         run = self._transitions.load(row, chain)
         self.overlay.changes.changed_runs[run.seq] = run
         return run
+
+    def _go_on_with(self, events: Iterable[StoredEvent]) -> None:
+        """Advance events that this batch stores along with it, unless they are to be stored first."""
+        if self._began >= self.engine.store_first_until:
+            self._fresh.extend(events)
 
     # The waves.
 
@@ -232,6 +237,7 @@ class Batch:
             except ExpressionError as error:
                 self._transitions.settle(run, step, Failed(str(error)), None)
                 continue
+            self.engine.guard.enter(run.stored.seq, step.handler_name)
             bound = bind(run, step, self._region(run))
             if isinstance(bound, Attempt):
                 return bound
@@ -313,12 +319,12 @@ class Batch:
     def _conclude(self, run: Run, outcome: Outcome) -> None:
         """Settle the step that the run stands at with what its call brought back."""
         step = run.chain.steps[run.position]
+        self.engine.guard.enter(run.stored.seq, step.handler_name)
         bound = bind(run, step, self._region(run))
         layer = Layer(self.overlay)
         final = self._transitions.exhausted(run, step, outcome) if isinstance(outcome, RetryLater) else None
         outcome = final or outcome
         if isinstance(bound, Attempt):
-            self.engine.guard.enter(run.stored.seq, step.handler_name)
             context = self._context(run, step, bound.handler, layer)
             outcome, complete = concluded(bound, context, outcome)
             if complete:
@@ -329,7 +335,7 @@ class Batch:
     def _settle(self, run: Run, step: Step, outcome: Outcome, layer: Layer, *, exhausted: bool = False) -> None:
         kind = type(outcome).__name__
         self.counts.outcomes[kind] = self.counts.outcomes.get(kind, 0) + 1
-        self._fresh.extend(self._transitions.settle(run, step, outcome, layer, exhausted=exhausted))
+        self._go_on_with(self._transitions.settle(run, step, outcome, layer, exhausted=exhausted))
 
     def _context(self, run: Run, step: Step, handler: Handler, layer: Layer) -> StepContext:
         engine = self.engine

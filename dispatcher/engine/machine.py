@@ -51,6 +51,9 @@ class Engine:
         self.budget = budget
         self.loop_guard = loop_guard
         self.intake = Intake(limits)
+        # Until then (on the monotonic clock) events are stored by one batch and advanced by a later one, so that the
+        # crash guard can name each: the last worker died over an event that was stored nowhere.
+        self.store_first_until = 0.0
         # Which books each handler class was seen to open: what its next wave prefetches.
         self.asked: dict[type, set[str]] = {}
 

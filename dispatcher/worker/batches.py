@@ -60,6 +60,8 @@ class Batches:
         try:
             receipts = self._take(room, deliveries, returns, intake=intake, due=due)
         except DispatcherError as error:
+            # Any other exception ends the worker, as a crash does: its event stays in the slot, and is isolated.
+            self._engine.guard.leave()
             if publishing is not None:
                 publishing.fail(error)
             raise
@@ -71,6 +73,10 @@ class Batches:
             self._calls.release(returned.call.lane)
         self._calls.forget(len(returns))
         return True
+
+    def store_first(self, seconds: float) -> None:
+        """For so long, let no batch advance what it stores: each event is known before it is in hand."""
+        self._engine.store_first_until = self._clock.monotonic() + seconds
 
     def alone(self, work: Work) -> None:
         """Run a batch with nothing else in it."""
@@ -126,8 +132,6 @@ class Batches:
         except BaseException:
             batch.abandon()
             raise
-        finally:
-            self._engine.guard.leave()
         transaction.flushed(batch.overlay.changes)
         self._after_commit(batch, work)
         each = (self._clock.monotonic() - began) / max(1, batch.counts.events + len(work.due) + len(work.returns))

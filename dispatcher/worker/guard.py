@@ -89,9 +89,10 @@ class CrashGuard:
             with self._lock:
                 self._free.append(slot)
 
-    def close(self) -> None:
+    def close(self, *, orderly: bool = True) -> None:
         """Let go of the file; an orderly end leaves it empty."""
-        self._map[:] = bytes(self._size)
+        if orderly:
+            self._map[:] = bytes(self._size)
         self._map.close()
 
 

@@ -119,6 +119,7 @@ class Worker:
 
     def run(self, *, drain: bool) -> int:
         """Run until told to stop, or with `drain` until nothing is left that is due; return the exit code."""
+        unexpected = True
         watchdog = Watchdog(self._guard, self._clock, hang_after=self._settings.handler_hang_seconds, end=os._exit)
         try:
             self._connections.open()
@@ -137,8 +138,12 @@ class Worker:
             self._recover()
             code = self._loop(drain=drain)
             watchdog.stop()
+            unexpected = False
+        except DispatcherError:
+            unexpected = False
+            raise
         finally:
-            self._close()
+            self._close(orderly=not unexpected)
         totals = self._batches.totals
         log.info("worker.stopped", exit_code=code, events=totals.events, runs=totals.runs, steps=totals.steps)
         return code
@@ -206,9 +211,7 @@ class Worker:
         while (request := self._inbox.next_verb()) is not None:
             worked = True
             try:
-                result = perform(
-                    self._store, request.verb, request.args, self._clock.now(), limits=self._engine.limits
-                )
+                result = perform(self._store, request.verb, request.args, self._clock.now(), limits=self._engine.limits)
                 request.reply(result)
             except DispatcherError as error:
                 request.fail(error)
@@ -307,14 +310,15 @@ class Worker:
             self._said[event] = now + _SAY_AGAIN_AFTER
             log.error(event, **facts)
 
-    def _close(self) -> None:
+    def _close(self, *, orderly: bool) -> None:
         self._control.stop()
         self._inbox.refuse_all(WorkerStopping("the worker has stopped.", hint="Try again."))
         self._calls.close()
         for connections in (self._connections, *self._replaced):
             connections.close()
-        # Calls that are still out are told by the journal (`started`); the slots only name crash suspects.
-        self._guard.close()
+        # Calls that are still out are told by the journal (`started`); the slots only name crash suspects. What
+        # nobody expected is one: it would come again with the same event, for ever.
+        self._guard.close(orderly=orderly)
         self._signals.restore()
         self._store.close()
         self._wakeup.close()

@@ -20,6 +20,8 @@ from dispatcher.worker.guard import CrashGuard
 from dispatcher.worker.work import Work
 
 _CHUNK = 128
+# How long a worker looks out for an event that took the last one down before it was stored; it may come again.
+_STORE_FIRST_SECONDS = 600.0
 
 
 class Recovery:
@@ -62,7 +64,9 @@ class Recovery:
             for seq in slots:
                 counted = transaction.count_crash(seq)
                 if counted is None:
-                    continue  # it was in a batch that never was committed
+                    # It was in a batch that never was committed. What comes again in its place must have a name.
+                    self._batches.store_first(_STORE_FIRST_SECONDS)
+                    continue
                 count, _ = counted
                 log.warning("event.suspected", event_seq=seq, crashes=count)
                 if count < self._max_crashes:
