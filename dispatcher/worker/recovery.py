@@ -47,10 +47,11 @@ class Recovery:
     def run(self) -> None:
         """Recover; when this returns, the store is as after an orderly stop."""
         suspects = self._count_crashes(self._guard.suspects())
+        # Taken before any suspect runs: a stop that does not wait for its calls must not find them abandoned.
+        with self._store.transaction() as transaction:
+            abandoned = [row for row in transaction.take_running() if row.stored.seq not in suspects]
         for seq in suspects:
             self._run_alone(seq)
-        with self._store.transaction() as transaction:
-            abandoned = transaction.take_running()
         for at in range(0, len(abandoned), _CHUNK):
             self._batches.alone(Work(abandoned=abandoned[at : at + _CHUNK]))
         if suspects or abandoned:

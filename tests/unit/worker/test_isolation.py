@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 
 import pytest
@@ -9,6 +10,7 @@ from pydantic import field_validator
 
 from dispatcher import Done, Effect, Emit, Handler
 from dispatcher.plugins.registry import Installed
+from dispatcher.worker.recovery import Recovery
 
 CHAINS = """
 chains:
@@ -122,3 +124,28 @@ def test_error_that_nobody_expected_is_laid_at_its_event_like_a_crash(workshop):
     with pytest.raises(ZeroDivisionError):
         workshop.recover()
     assert dict(workshop.rows("events", "event_id", "crash_count")) == {"e1": 1, "e2": 0}
+
+
+def test_call_of_a_suspect_that_a_stop_did_not_wait_for_is_not_taken_for_abandoned(workshop):
+    class Slow(Handler):
+        """Take as long as the test wants."""
+
+        effect = Effect.CALL
+
+        def run(self, event, context):
+            may_end.wait(10)
+            return Done()
+
+    may_end = threading.Event()
+    workshop.world.registry.handlers.add(Installed("slow", "tests", "1", Slow))
+    workshop.rules("chains: [{name: c, on: {event_type: done}, steps: [{handler: slow}]}]\n")
+    workshop.store_new({"event_id": "e1"})
+    workshop.restart(1)
+    recovery = Recovery(
+        workshop.store, workshop.batches, workshop.guard, workshop.clock, max_crashes=3, wait_for_calls=lambda: None
+    )
+    recovery.run()
+    assert workshop.states() == ["running"]
+    may_end.set()
+    workshop.work_off()
+    assert workshop.states() == ["done"]
