@@ -22,6 +22,7 @@ from dispatcher.rules.plan import Chain, Step
 
 # An integer beyond 64 bits has 19 digits at least.
 _LONG_NUMBER = re.compile(r"[:,\[]-?\d{19}")
+_from_json = json.JSONDecoder().decode
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -191,7 +192,7 @@ class Transitions:
         if len(text) > self._limits.body_bytes:
             raise Refusal("too_large", f"a result of {len(text)} characters")
         # Later steps see what the journal holds, now as after a restart.
-        members: dict[str, Any] = json.loads(text)
+        members: dict[str, Any] = _from_json(text)
         return members, text
 
     def _next_attempt_at(self, run: Run, step: Step, outcome: RetryLater) -> datetime | None:
