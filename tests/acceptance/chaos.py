@@ -56,6 +56,8 @@ class Flaky(Handler):
         return RetryLater(reason="not yet") if context.attempt < 3 else Done({"attempt": context.attempt})
 '''
 
+_HANDLERS = ("Misbehave", "Call", "Wait", "Flaky")
+
 CHAINS = """\
   - name: misbehaving
     on: {event_type: misbehave}
@@ -80,7 +82,7 @@ def install(folder):
     (plugins / "chaos.py").write_text(_PLUGIN)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: chaos\nVersion: 1\n")
     (info / "entry_points.txt").write_text(
-        "[dispatcher.handlers]\nchaos_misbehave = chaos:Misbehave\nchaos_call = chaos:Call\nchaos_flaky = chaos:Flaky\nchaos_wait = chaos:Wait\n"
+        "[dispatcher.handlers]\n" + "".join(f"chaos_{name.lower()} = chaos:{name}\n" for name in _HANDLERS)
     )
     folder.environ["PYTHONPATH"] = str(plugins)
     rulebook = folder.path / "rulebook.yaml"

@@ -79,7 +79,7 @@ def test_publish_that_dies_before_its_commit_has_published_nothing_and_can_be_re
 def test_worker_killed_at_random_loses_nothing_and_repeats_nothing(folder):
     folder.environ["DISPATCHER_LOG_LEVEL"] = "warning"  # nobody reads the pipe meanwhile
     seed = random.randrange(10**6)
-    print(f"seed {seed}")
+    print(f"seed {seed}")  # noqa: T201 - shown when it fails
     chance = random.Random(seed)
     events, kills = 3000, 6
     assert folder.run("publish", folder.write_events(*(an_event(n) for n in range(events)))).code == 0
