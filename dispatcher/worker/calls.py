@@ -90,6 +90,7 @@ class Calls:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread: threading.Thread | None = None
         self._closed = False
+        self._holding = False
 
     def configure(self, connections: Mapping[str, Service]) -> None:
         """Set the bounds of each lane; `connections` are keyed as `Settled.connection` names them."""
@@ -106,9 +107,13 @@ class Calls:
 
     # Slots.
 
+    def hold(self) -> None:
+        """Let no more calls start: what comes to one waits in the store."""
+        self._holding = True
+
     def reserve(self, lane: str) -> bool:
         """Take a slot in this lane, if one is free now."""
-        if self._taken + self._abandoned >= self._threads:
+        if self._full:
             return False
         if lane not in self._lanes:
             self._lanes[lane] = _Lane(self._threads, None)
@@ -125,19 +130,32 @@ class Calls:
 
     def free(self, lane: str) -> int:
         """Return how many calls of this lane could start now."""
+        if self._full:
+            return 0
         room = self._threads - self._taken - self._abandoned
         if lane in self._lanes:
             room = min(room, self._lanes[lane].room(self._clock.monotonic()))
-        return max(0, room)
+        return room
 
     def next_start(self, lanes: Mapping[str, int]) -> float | None:
         """Return in how many seconds a rate lets the next waiting call start; None when none is held by its rate."""
+        if self._full:
+            return None  # whatever the rates allow, a call must come back first
         now = self._clock.monotonic()
         pauses = [self._lanes[lane].pause(now) for lane in lanes if lane in self._lanes]
         known = [pause for pause in pauses if pause is not None]
         return min(known) if known else None
 
+    @property
+    def _full(self) -> bool:
+        return self._holding or self._taken + self._abandoned >= self._threads
+
     # Flights.
+
+    @property
+    def flights(self) -> frozenset[int]:
+        """What tells the calls under way from those that start later."""
+        return frozenset(self._flights)
 
     @property
     def under_way(self) -> int:

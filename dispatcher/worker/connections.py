@@ -30,28 +30,38 @@ class OpenConnections:
         for name, connection in self.by_lane.items():
             try:
                 connection.open()
-            except OSError as error:
+            except Exception as error:  # a plugin may raise what it likes
                 self.close()
-                raise CannotStart(f"{name.replace(':', ' ')} cannot be opened: {error}") from error
+                said = error if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+                raise CannotStart(f"{name.replace(':', ' ')} cannot be opened: {said}") from error
             self._opened.append(connection)
 
     def close(self) -> None:
         """Close what was opened, the last first."""
         while self._opened:
-            self._opened.pop().close()
+            connection = self._opened.pop()
+            try:
+                connection.close()
+            except Exception as error:  # noqa: BLE001 - a plugin's code; the others are to be closed all the same
+                log.warning("connection.not_closed", type=type(connection).__name__, error=repr(error))
 
 
 class PinnedChains:
     """Finds the chain that a run began on. Implements the engine's `Chains`."""
 
     def __init__(self, plan: Plan, stored_text: Callable[[str], str | None]) -> None:
-        self.plan = plan
+        self._plan = plan
         self._stored_text = stored_text
         self._restored: dict[str, Chain | str] = {}
 
+    def replace(self, plan: Plan) -> None:
+        """Go by another plan. What could not be bound to the last one may fit its senders and services."""
+        self._plan = plan
+        self._restored.clear()
+
     def chain(self, digest: str) -> Chain | str:
         """Return the chain with this digest, or why it can no longer be bound."""
-        current = self.plan.by_digest.get(digest)
+        current = self._plan.by_digest.get(digest)
         if current is not None:
             return current
         if digest not in self._restored:
@@ -63,7 +73,7 @@ class PinnedChains:
         if text is None:
             return f"the store has no chain with digest {digest}"
         try:
-            return self.plan.restore(text)
+            return self._plan.restore(text)
         except RulebookRefused as refused:
             said = "; ".join(f"{problem.code}: {problem.message}" for problem in refused.problems)
             log.warning("chain.unbound", digest=digest, problems=len(refused.problems))

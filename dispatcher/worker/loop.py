@@ -87,7 +87,8 @@ class Worker:
         )
         self._calls = Calls(threads=settings.call_threads, clock=self._clock, guard=self._guard, wake=self._wakeup.set)
         self._connections = OpenConnections(plan)
-        self._replaced: list[OpenConnections] = []
+        # Connections of earlier rulebooks, each with the calls that may still go through them.
+        self._replaced: list[tuple[OpenConnections, frozenset[int]]] = []
         self._chains = PinnedChains(plan, store.chain_text)
         self._inbox = Inbox(self._wakeup.set)
         self._engine = Engine(
@@ -112,6 +113,7 @@ class Worker:
         self._retention = Retention(store, keep)
         self._forgetting = False
         self._control = ControlServer(socket_path(store.path), self._inbox.submit)
+        self._loading = False
         self._reloaded: list[Plan | DispatcherError] = []
         self._paused: str | None = None
         self._said: dict[str, float] = {}
@@ -155,6 +157,8 @@ class Worker:
         while True:
             if self._signals.stops and stopping_since is None:
                 stopping_since = self._clock.monotonic()
+                # A call that starts now may outlast the patience of whoever asked, and then nobody knows its outcome.
+                self._calls.hold()
                 log.info("worker.draining", calls=self._calls.under_way)
             if self._calls.exhausted:
                 log.error("calls.exhausted", threads=self._settings.call_threads, exit_code=EXIT_RESTART)
@@ -179,11 +183,11 @@ class Worker:
     def _turn(self, *, stopping: bool, drain: bool) -> bool:
         """Do one round of everything that is to be done; False when there was nothing."""
         self._calls.expire()
-        worked = self._administer(stopping=stopping)
         self._reload()
         if not stopping:
             self._check_room()
         try:
+            worked = self._administer(stopping=stopping)
             worked |= self._batches.turn(intake=not stopping and self._paused is None, due=not stopping)
             if not stopping:
                 self._forget()
@@ -192,7 +196,7 @@ class Worker:
                 raise
             self._say_once("store.unusable", error=str(error))
             self._wakeup.wait(_PAUSE_AFTER_STORE_ERROR)
-            return True
+            return not stopping  # when it stops, the grace runs out all the same
         if self._every("report", _REPORT_EVERY) and worked:
             totals = self._batches.totals
             log.info("worker.progressed", events=totals.events, unmatched=totals.unmatched, **totals.outcomes)
@@ -220,7 +224,8 @@ class Worker:
 
     def _check_room(self) -> None:
         """Pause the sources when the disk is nearly full or too many calls wait; resume by itself."""
-        if not self._every("room", _CHECK_ROOM_EVERY):
+        # While paused at each turn: a drain must not take a reason for pausing that is over for one that holds.
+        if self._paused is None and not self._every("room", _CHECK_ROOM_EVERY):
             return
         free_mb = shutil.disk_usage(self._store.path.parent).free // 2**20
         waiting = sum(self._batches.queued.values())
@@ -238,14 +243,20 @@ class Worker:
     def _sleep(self, stopping_since: float | None) -> None:
         pauses = [self._calls.next_deadline(), self._calls.next_start(self._batches.queued)]
         if stopping_since is None:
-            due = self._store.next_due()
-            if due is not None:
-                pauses.append(max(timedelta(0), as_time(due) - self._clock.now()).total_seconds())
+            pauses += [self._next_due(), 0.0 if self._forgetting else None]
             pauses.append(_CHECK_ROOM_EVERY if self._paused else _RETENTION_EVERY)
         else:
             pauses.append(max(0.0, self._settings.drain_seconds - (self._clock.monotonic() - stopping_since)) + 0.01)
         # A due time is a wall-clock time: a look now and then notices when that clock was set.
         self._wakeup.wait(min(pause for pause in [*pauses, 30.0] if pause is not None))
+
+    def _next_due(self) -> float | None:
+        """Return in how many seconds the next run falls due."""
+        try:
+            due = self._store.next_due()
+        except StoreUnusable:
+            return _PAUSE_AFTER_STORE_ERROR  # the next turn tells of it, or finds it mended
+        return None if due is None else max(timedelta(0), as_time(due) - self._clock.now()).total_seconds()
 
     # Around it.
 
@@ -267,8 +278,9 @@ class Worker:
 
     def _reload(self) -> None:
         """Swap the plan when a new one is ready; a bad rulebook never replaces a good one."""
-        if self._signals.reload:
-            self._signals.reload = False
+        # One after the other: what was read first must not replace what was read last.
+        if self._signals.reload and not self._loading:
+            self._signals.reload, self._loading = False, True
             threading.Thread(target=self._load_again, name="reload", daemon=True).start()
         while self._reloaded:
             found = self._reloaded.pop(0)
@@ -282,19 +294,31 @@ class Worker:
             except CannotStart as error:
                 log.error("rulebook.refused", error=str(error))
                 continue
-            self._replaced.append(self._connections)
+            self._replaced.append((self._connections, self._calls.flights))
             self._connections = connections
-            self._engine.plan = self._chains.plan = found
+            self._engine.plan = found
+            self._chains.replace(found)
             self._engine.connections = connections
             self._calls.configure(connections.by_lane)
             log.info("rulebook.reloaded", chains=len(found.chains), rulebook=found.digest[:12])
+        self._close_replaced()
+
+    def _close_replaced(self) -> None:
+        """Close connections of earlier rulebooks that no call goes through any more."""
+        if self._replaced:
+            flights = self._calls.flights
+            for entry in [entry for entry in self._replaced if flights.isdisjoint(entry[1])]:
+                self._replaced.remove(entry)
+                entry[0].close()
 
     def _load_again(self) -> None:
         try:
             self._reloaded.append(self._load())
         except (RulebookRefused, CannotStart) as error:
             self._reloaded.append(error)
-        self._wakeup.set()
+        finally:
+            self._loading = False
+            self._wakeup.set()
 
     def _every(self, what: str, seconds: float) -> bool:
         now = self._clock.monotonic()
@@ -314,7 +338,7 @@ class Worker:
         self._control.stop()
         self._inbox.refuse_all(WorkerStopping("the worker has stopped.", hint="Try again."))
         self._calls.close()
-        for connections in (self._connections, *self._replaced):
+        for connections in (self._connections, *(connections for connections, _ in self._replaced)):
             connections.close()
         # Calls that are still out are told by the journal (`started`); the slots only name crash suspects. What
         # nobody expected is one: it would come again with the same event, for ever.
