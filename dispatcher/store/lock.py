@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from dispatcher.errors import StoreInUse, StoreUnusable
@@ -49,8 +50,9 @@ class StoreLock:
                 f"the store {self._store} is in use by process {holder}.",
                 hint="One process writes an SQLite store: stop that one, or name another store with --store.",
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        with suppress(OSError):  # on a full disk whoever is refused is not told by whom, and that is all
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
         self._descriptor = descriptor
 
     def release(self) -> None:

@@ -373,6 +373,7 @@ def _unusable(path: Path, error: Exception) -> StoreUnusable:
     said = str(error)
     hints = {
         "full": "Free some space; work goes on by itself.",
+        "disk I/O": "The disk is full, or it fails: free some space, and look into the system's log.",
         "readonly": "The file and its folder must be writable for the user that runs the dispatcher.",
         "unable to open": "The folder must exist and be writable for the user that runs the dispatcher.",
         "not a database": "Name another file with --store sqlite:///PATH.",

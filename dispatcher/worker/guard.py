@@ -32,12 +32,17 @@ class CrashGuard:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StoreUnusable(f"cannot write {path} beside the store: {error.strerror or error}.") from error
+            raise _no_slots(path, error) from error
         try:
             # Never shorter than what an earlier worker left: its slots name the suspects.
             self._size = max(self._size, os.fstat(descriptor).st_size)
+            # Blocks of its own, now: a write to a page that a full disk has no block for would be a SIGBUS.
             os.ftruncate(descriptor, self._size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, self._size)
             self._map = mmap.mmap(descriptor, self._size)
+        except OSError as error:
+            raise _no_slots(path, error) from error
         finally:
             os.close(descriptor)
         self._free = list(range(calls, 0, -1))
@@ -94,6 +99,13 @@ class CrashGuard:
         if orderly:
             self._map[:] = bytes(self._size)
         self._map.close()
+
+
+def _no_slots(path: Path, error: OSError) -> StoreUnusable:
+    return StoreUnusable(
+        f"cannot write {path} beside the store: {error.strerror or error}.",
+        hint="The folder must be writable for the user that runs the dispatcher, and the disk must have room.",
+    )
 
 
 class Watchdog:
