@@ -6,18 +6,22 @@ forgotten before its dedupe time is over, and nothing while a run of it is open.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from dispatcher.store.sqlite import SqliteStore
 
 _CHUNK = 500
 
-_CANDIDATES = """
+# Each walk reads a chunk of rows by `seq`, which grows with age, so that it ends at the first chunk that is young:
+# a store is never read through to find that nothing is old.
+_EVENTS = """
 SELECT e.seq, e.received_on, e.state,
        (SELECT count(*) FROM runs r WHERE r.event_seq = e.seq AND r.state NOT IN ('done', 'failed', 'cancelled')),
        (SELECT count(*) FROM runs r WHERE r.event_seq = e.seq AND r.state IN ('failed', 'cancelled'))
-FROM events e WHERE e.seq > ? AND e.received_on < ? ORDER BY e.seq LIMIT ?
+FROM events e WHERE e.seq > ? ORDER BY e.seq LIMIT ?
 """
 _FORGET = (
     "DELETE FROM steps WHERE run_seq IN (SELECT seq FROM runs WHERE event_seq = ?1)",
@@ -28,17 +32,16 @@ _FORGET = (
        AND event_id = (SELECT event_id FROM events WHERE seq = ?1)""",
     "DELETE FROM events WHERE seq = ?1",
 )
-_FORGET_MESSAGES = """
-DELETE FROM messages WHERE seq IN (
-    SELECT m.seq FROM messages m WHERE m.received_on < ? AND NOT EXISTS (
-        SELECT 1 FROM runs r WHERE r.run_id = m.run_id AND r.state NOT IN ('done', 'failed', 'cancelled')
-    ) LIMIT ?
-)
-"""
-_FORGET_SENT = "DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox WHERE state = 'sent' AND at < ? LIMIT ?)"
-_FORGET_LETTERS = (
-    "DELETE FROM dead_letters WHERE seq IN (SELECT seq FROM dead_letters WHERE kind = 'delivery' AND at < ? LIMIT ?)"
-)
+# (seq, since when, whether it is to stay)
+_ROWS = {
+    "messages": """
+        SELECT m.seq, m.received_on, EXISTS (
+            SELECT 1 FROM runs r WHERE r.run_id = m.run_id AND r.state NOT IN ('done', 'failed', 'cancelled')
+        ) FROM messages m WHERE m.seq > ? ORDER BY m.seq LIMIT ?
+    """,
+    "outbox": "SELECT seq, at, state <> 'sent' FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?",
+    "dead_letters": "SELECT seq, at, kind <> 'delivery' FROM dead_letters WHERE seq > ? ORDER BY seq LIMIT ?",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,39 +60,61 @@ class Retention:
     def __init__(self, store: SqliteStore, keep: Keep) -> None:
         self._store = store
         self._keep = keep
-        self._behind = 0
+        # How far the walk over each table has come; what is missing is through.
+        self._behind = self._at_the_start()
 
     def step(self, now: datetime) -> bool:
         """Forget one chunk; False when the walk is through, and the next call begins a new one."""
         keep = self._keep
-        newest = _day(now, max(keep.dedupe, min(keep.done, keep.failed, keep.skipped)))
         limits = {
             name: _day(now, max(days, keep.dedupe))
             for name, days in (("done", keep.done), ("failed", keep.failed), ("skipped", keep.skipped))
         }
-        execute = self._store.connection.execute
+        oldest = {
+            "messages": _day(now, max(keep.done, keep.failed)),
+            "outbox": limits["done"],
+            "dead_letters": limits["failed"],
+        }
         with self._store.transaction() as transaction:
-            found = execute(_CANDIDATES, (self._behind, newest, _CHUNK)).fetchall()
-            for seq, received_on, state, unfinished, failed in found:
-                self._behind = seq
-                if state == "new" or unfinished:
-                    continue
-                outcome = "failed" if failed or state == "dead" else "skipped" if state == "unmatched" else "done"
-                if received_on < limits[outcome]:
-                    for statement in _FORGET:
-                        execute(statement, (seq,))
-            forgotten = 0
-            for statement, limit in (
-                (_FORGET_MESSAGES, _day(now, max(keep.done, keep.failed))),
-                (_FORGET_SENT, limits["done"]),
-                (_FORGET_LETTERS, limits["failed"]),
-            ):
-                forgotten = max(forgotten, execute(statement, (limit, _CHUNK)).rowcount)
+            for table in list(self._behind):
+                if table == "events":
+                    self._forget_events(limits)
+                else:
+                    self._forget_rows(table, oldest[table])
             transaction.commit()
-        if len(found) < _CHUNK and forgotten < _CHUNK:
-            self._behind = 0
-            return False
-        return True
+        if self._behind:
+            return True
+        self._behind = self._at_the_start()
+        return False
+
+    def _forget_events(self, limits: dict[str, str]) -> None:
+        execute = self._store.connection.execute
+        found = execute(_EVENTS, (self._behind["events"], _CHUNK)).fetchall()
+        for seq, received_on, state, unfinished, failed in found:
+            if state == "new" or unfinished:
+                continue
+            outcome = "failed" if failed or state == "dead" else "skipped" if state == "unmatched" else "done"
+            if received_on < limits[outcome]:
+                for statement in _FORGET:
+                    execute(statement, (seq,))
+        self._walk_on("events", found, max(limits.values()))
+
+    def _forget_rows(self, table: str, limit: str) -> None:
+        connection = self._store.connection
+        found = connection.execute(_ROWS[table], (self._behind[table], _CHUNK)).fetchall()
+        old = [(seq,) for seq, since, stays in found if since < limit and not stays]
+        connection.executemany(f"DELETE FROM {table} WHERE seq = ?", old)  # noqa: S608
+        self._walk_on(table, found, limit)
+
+    def _walk_on(self, table: str, found: Sequence[tuple[Any, ...]], limit: str) -> None:
+        if len(found) < _CHUNK or found[-1][1] >= limit:
+            del self._behind[table]
+        else:
+            self._behind[table] = found[-1][0]
+
+    @staticmethod
+    def _at_the_start() -> dict[str, int]:
+        return dict.fromkeys(("events", *_ROWS), 0)
 
 
 def _day(now: datetime, days: int) -> str:

@@ -109,7 +109,8 @@ DUE_OF_ACCOUNT = (
 DUE_OF_EVENT = "SELECT seq FROM runs WHERE event_seq = ? AND due_at <= ?"
 NEXT_DUE = "SELECT min(due_at) FROM runs WHERE lane = '' AND due_at IS NOT NULL"
 QUEUED_LANES = "SELECT lane, count(*) FROM runs WHERE due_at IS NOT NULL AND lane > '' GROUP BY lane"
-RUNNING = "SELECT seq FROM runs WHERE state = 'running'"
+# The first condition is that of the index `runs_open`: SQLite uses it only for a query that repeats it.
+RUNNING = "SELECT seq FROM runs WHERE state IN ('running', 'held') AND state = 'running'"
 RUNNING_OF_EVENT = "SELECT seq FROM runs WHERE event_seq = ? AND state = 'running'"
 _RUN = ", ".join(f"r.{column}" for column in RUN_COLUMNS)
 RUN_WITH_EVENT = f"SELECT {_RUN}, {_EVENT} FROM runs r JOIN events e ON e.seq = r.event_seq WHERE r.seq = ?"  # noqa: S608

@@ -165,3 +165,28 @@ def test_letters_of_deliveries_and_old_messages_and_what_was_sent_go_by_age(worl
     after(world, 31)
     assert world.rows("messages") == world.rows("dead_letters") == []
     assert world.rows("outbox", "state") == [("ready",)]
+
+
+def test_what_is_young_is_not_read_through_to_find_that_nothing_is_old(world):
+    def effort():
+        steps = []
+        world.store.connection.set_progress_handler(lambda: steps.append(1), 100)
+        assert not Retention(world.store, KEEP).step(world.clock.now())
+        world.store.connection.set_progress_handler(None, 0)
+        return len(steps)
+
+    world.rules(CHAIN).publish(*({"event_type": "else"} for _ in range(1000)))
+    few = effort()
+    world.publish(*({"event_type": "else"} for _ in range(2000)))
+    assert effort() < 1.2 * few
+
+
+def test_walk_goes_on_over_more_than_one_chunk_and_past_what_stays(world):
+    world.rules(CHAIN)
+    world.publish(*({"event_id": f"w{n}", "event_type": "wait"} for n in range(250)))
+    world.publish(*({"event_id": f"f{n}", "event_type": "else"} for n in range(250)))
+    world.publish(*({"event_id": f"g{n}", "event_type": "else"} for n in range(250)))
+    while world.turn():
+        pass
+    world.store.connection.execute("UPDATE events SET state = 'unmatched' WHERE event_type = 'else'")
+    assert after(world, 21) == [f"w{n}" for n in range(250)]
