@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from dispatcher.engine.records import Run
 from dispatcher.engine.unit import StepContext
+from dispatcher.plugins.boundary import Escaped, contained, contained_later
 from dispatcher.plugins.handler import Handler
 from dispatcher.plugins.outcomes import Done, Emit, Failed, Outcome, Publish, RetryLater, Unknown
 from dispatcher.rules.expressions import ExpressionError
@@ -50,16 +51,18 @@ def bind(run: Run, step: Step, region: str | None) -> Attempt | Outcome:
     """Render and type the params of a step, or say why they cannot be."""
     assert step.handler is not None
     assert step.params is not None
+    model = step.handler
     try:
         params = step.params.render(scope_of(run))
-        handler = step.handler.model_validate(params, context={"region": region})
     except ExpressionError as error:
         return Failed(str(error))
-    except ValidationError as error:
-        return Failed(explained(error))
-    except Exception as error:  # noqa: BLE001 - validators are the plugin's code too
-        return outcome_of_error(error, step.handler)
-    return Attempt(run, step, handler)
+    # Validators are the plugin's code too.
+    handler = contained(lambda: model.model_validate(params, context={"region": region}))
+    if not isinstance(handler, Escaped):
+        return Attempt(run, step, handler)
+    if isinstance(handler.error, ValidationError):
+        return Failed(explained(handler.error))
+    return outcome_of_error(handler.error, model)
 
 
 def explained(error: ValidationError) -> str:
@@ -72,28 +75,21 @@ def explained(error: ValidationError) -> str:
 
 
 def guarded(call: Callable[[], Any], handler: Handler, event_type: str) -> Outcome | Awaitable[Any]:
-    """Run a handler's method: what escapes becomes an outcome. An awaitable is handed back as it is.
-
-    With `awaited`, this is the one place that catches everything: a plugin must not take the worker down.
-    """
-    try:
-        returned = call()
-    except KeyboardInterrupt:
-        raise  # no handler's doing
-    except BaseException as error:  # noqa: BLE001 - the step boundary
-        return outcome_of_error(error, handler)
+    """Run a handler's method: what escapes becomes an outcome. An awaitable is handed back as it is."""
+    returned = contained(call)
+    if isinstance(returned, Escaped):
+        return outcome_of_error(returned.error, handler)
     if inspect.isawaitable(returned):
         return returned
     return checked(returned, handler, event_type)
 
 
 async def awaited(returned: Any, handler: Handler, event_type: str) -> Outcome:
-    """Wait for what `guarded` handed back; what escapes, a SystemExit too, would end the loop of all calls."""
-    try:
-        if inspect.isawaitable(returned):
-            returned = await returned
-    except BaseException as error:  # noqa: BLE001 - the step boundary
-        return outcome_of_error(error, handler)
+    """Wait for what `guarded` handed back, and return the outcome that it came to."""
+    if inspect.isawaitable(returned):
+        returned = await contained_later(returned)
+    if isinstance(returned, Escaped):
+        return outcome_of_error(returned.error, handler)
     return checked(returned, handler, event_type)
 
 
@@ -156,10 +152,9 @@ def _can_be_published(publish: Publish) -> bool:
 
 def _sayable(reason: object) -> str:
     """Return a reason as the journal can keep it, whatever a plugin gives for one: text, of bounded length."""
-    try:
-        said = "" if reason is None else str(reason)
-    except Exception as error:  # noqa: BLE001 - the plugin's `__str__`
-        said = f"{type(reason).__name__} (which cannot be shown: {type(error).__name__})"
+    said = contained(lambda: "" if reason is None else str(reason))  # a `__str__` may be the plugin's
+    if isinstance(said, Escaped):
+        said = f"{type(reason).__name__} (which cannot be shown: {type(said.error).__name__})"
     return said[:_REASON_LIMIT].encode("utf-8", "backslashreplace").decode()
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from dispatcher.errors import CannotStart
+from dispatcher.plugins.boundary import Escaped, contained
 from dispatcher.plugins.effects import Effect
 from dispatcher.plugins.handler import Handler
 from dispatcher.plugins.services import Sender, Service
@@ -168,14 +169,9 @@ def find() -> list[Plugin]:
 
 def load(plugin: Plugin) -> Installed | BrokenPlugin:
     """Import the target of one plugin and check it."""
-    try:
-        target = plugin.entry_point.load()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001
-        # The border to other people's code: an import may raise anything, SystemExit included, and must not
-        # take the worker down; only the chains that use this name are affected.
-        return _broken(plugin, _shadowed(plugin) or _said(error))
+    target = contained(plugin.entry_point.load)
+    if isinstance(target, Escaped):
+        return _broken(plugin, _shadowed(plugin) or _said(target.error))
     reason = _shadowed(plugin) or classify(plugin.group, plugin.name, target)
     if reason:
         return _broken(plugin, reason)

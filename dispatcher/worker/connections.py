@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from dispatcher.errors import CannotStart, RulebookRefused
+from dispatcher.plugins.boundary import Escaped, contained
 from dispatcher.plugins.services import Sender, Service
 from dispatcher.rules.plan import Chain, Plan
 from dispatcher.telemetry import log
@@ -28,10 +29,10 @@ class OpenConnections:
     def open(self) -> None:
         """Open all. Raises CannotStart, with the connection's name, where one cannot be opened."""
         for name, connection in self.by_lane.items():
-            try:
-                connection.open()
-            except Exception as error:  # a plugin may raise what it likes
+            escaped = contained(connection.open)
+            if isinstance(escaped, Escaped):
                 self.close()
+                error = escaped.error
                 said = error if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
                 raise CannotStart(f"{name.replace(':', ' ')} cannot be opened: {said}") from error
             self._opened.append(connection)
@@ -40,10 +41,9 @@ class OpenConnections:
         """Close what was opened, the last first."""
         while self._opened:
             connection = self._opened.pop()
-            try:
-                connection.close()
-            except Exception as error:  # noqa: BLE001 - a plugin's code; the others are to be closed all the same
-                log.warning("connection.not_closed", type=type(connection).__name__, error=repr(error))
+            escaped = contained(connection.close)
+            if isinstance(escaped, Escaped):
+                log.warning("connection.not_closed", type=type(connection).__name__, error=repr(escaped.error))
 
 
 class PinnedChains:
