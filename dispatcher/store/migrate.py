@@ -7,6 +7,7 @@ revisions lead, as a test proves and `python -m dispatcher.store.migrate` writes
 
 from __future__ import annotations
 
+import os
 import secrets
 import sqlite3
 import tempfile
@@ -99,6 +100,8 @@ def _bring_forward(path: Path) -> list[str]:
 
 def _make(path: Path) -> None:
     """Make a new store at HEAD, in one transaction: a crash leaves an empty file, not half a store."""
+    # For its owner only, as it is full of people's numbers; SQLite gives the files beside it the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")

@@ -48,6 +48,14 @@ def test_a_new_store_is_what_the_revisions_lead_to() -> None:
     assert Path(migrate.__file__).with_name("fresh.sql").read_text() == migrate.schema_of_revisions()
 
 
+def test_a_new_store_is_for_its_owner_only(tmp_path: Path) -> None:
+    store = SqliteStore.open(tmp_path / "a.db")
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {
+        name: "0o600" for name in ("a.db", "a.db-shm", "a.db-wal", "a.db.lock")
+    }
+    store.close()
+
+
 def test_head_is_the_last_revision() -> None:
     scripts = ScriptDirectory(str(Path(migrate.__file__).parent / "migrations"))
     assert scripts.get_current_head() == migrate.HEAD
