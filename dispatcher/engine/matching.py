@@ -17,6 +17,8 @@ _DIGEST = EVENT_COLUMNS.index("rulebook_digest")
 _NOTE = EVENT_COLUMNS.index("note")
 _TYPE = EVENT_COLUMNS.index("conversation_type")
 _SUBJECT = EVENT_COLUMNS.index("subject")
+# A field that an event lacks may be asked for by thousands of chains; each event keeps its note.
+_MOST_NOTES = 10
 
 
 def completed(event: Event, plan: Plan) -> Event:
@@ -49,6 +51,8 @@ def matching_chains(event: Event, plan: Plan) -> tuple[list[Chain], str | None]:
             matched.append(chain)
     if not matched:
         matched = [chain for chain in defaults if chain.when is None or _holds(chain, event, notes)]
+    if len(notes) > _MOST_NOTES:
+        notes[_MOST_NOTES:] = [f"and {len(notes) - _MOST_NOTES} more"]
     return matched, "; ".join(notes) or None
 
 

@@ -23,6 +23,8 @@ from dispatcher.rules.plan import Chain, Step
 # An integer beyond 64 bits has 19 digits at least.
 _LONG_NUMBER = re.compile(r"[:,\[]-?\d{19}")
 _from_json = json.JSONDecoder().decode
+# What later steps see of a step that is behind the run; `on_unknown: fail` makes a failure of what nobody knows.
+_BEHIND = {"done": "done", "skipped": "skipped", "failed": "failed", "unknown": "failed"}
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -56,9 +58,9 @@ class Transitions:
             resolution=values["resolution"],
         )
         for step in row.steps:
-            if step["position"] < run.position and step["state"] in ("done", "skipped", "failed"):
+            if step["position"] < run.position and step["state"] in _BEHIND:
                 result = json.loads(step["result"]) if step["result"] else {}
-                run.results[step["step"]] = {**result, "state": step["state"]}
+                run.results[step["step"]] = {**result, "state": _BEHIND[step["state"]]}
         return run
 
     def cannot_bind(self, row: RunRow, reason: str) -> None:

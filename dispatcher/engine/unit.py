@@ -5,6 +5,7 @@ A step's writes stay in its layer until the step is done; a step that fails leav
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -152,7 +153,9 @@ class StepContext:
             event = run.stored.event
             # Not the attempt: every attempt must carry the same key, and another generation another one.
             facts = (self._installation, event.account_key, event.event_id, run.chain.name, run.generation)
-            text = "|".join(map(str, (*facts, self._step.id, run.cursor or "")))
+            cursor = "" if run.cursor is None else json.dumps(run.cursor)
+            # No event and no rulebook can hold a NUL, so no two lists of facts make the same text.
+            text = "\0".join(map(str, (*facts, self._step.id, cursor)))
             self._key = blake2b(text.encode(), digest_size=16).hexdigest()
         return self._key
 

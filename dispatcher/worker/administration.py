@@ -129,7 +129,10 @@ class _Arguments:
 
     def optional(self, name: str) -> str | None:
         value = self._args.get(name)
-        if value is None or isinstance(value, str):
+        if value is None:
+            return None
+        # A shell hands on bytes that are no UTF-8 as lone surrogates, which no store can look for.
+        if isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value):
             return value
         raise UsageError(f"{self.verb}: `{name}` must be a text.")
 
@@ -145,7 +148,7 @@ class _Arguments:
         value = self._args.get("page")
         if value is None:
             return Page()
-        if isinstance(value, list) and len(value) == 2 and all(type(bound) is int for bound in value):
+        if isinstance(value, list) and len(value) == 2 and all(type(at) is int and 0 <= at < 2**63 for at in value):
             return Page(*value)
         raise UsageError(f"{self.verb}: `page` must be what `next` was.")
 

@@ -466,3 +466,43 @@ def test_the_guard_knows_the_event_while_its_handler_runs_and_none_behind_it(wor
     world.rules(ONE).publish({})
     assert inside == [(1, "Scripted")]
     assert world.guard.entered[-1] is None
+
+
+def test_unknown_that_was_decided_to_be_a_failure_is_one_to_later_steps_after_a_restart_too(world):
+    world.rules("""
+chains:
+  - name: c
+    on: {event_type: done}
+    steps:
+      - {id: call, handler: scripted_call, on_unknown: fail, on_error: continue}
+      - wait: 1d
+      - {id: after, handler: scripted, when: steps.call.state == "failed"}
+""")
+    world.publish(event_id="e1")
+    world.bring_back(Unknown("the line went dead"))
+    world.turn(after=timedelta(days=1))
+    assert world.rows("runs", "state") == [("done",)]
+    assert world.rows("steps", "step", "state")[-1] == ("after", "done")
+
+
+def test_note_on_conditions_that_could_not_be_told_stays_short(world):
+    chains = [
+        f"  - {{name: c{n}, on: {{event_type: done}}, when: data.x{n} == 1, steps: [{{handler: scripted}}]}}\n"
+        for n in range(500)
+    ]
+    world.rules("chains:\n" + "".join(chains)).publish(event_id="e1")
+    ((note,),) = world.rows("events", "note")
+    assert note.endswith("and 490 more")
+    assert len(note) < 2000
+
+
+def test_pages_and_events_whose_ids_look_alike_have_keys_of_their_own(world):
+    world.rules("chains: [{name: c, on: {event_type: done}, steps: [{id: s, handler: scripted}]}]\n")
+    world.script += [Done(more=0), Done(more="")]
+    world.publish(event_id="e1")
+    world.turn()
+    world.turn()
+    world.publish(account_key="acc", event_id="x|y")
+    world.publish(account_key="acc|x", event_id="y")
+    keys = [key for _, _, key, _, _ in world.seen]
+    assert len(set(keys)) == len(keys) == 5

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from dispatcher.errors import NotFound, StoreInUse, StoreUnusable
+from dispatcher.errors import NotFound, StoreInUse, StoreUnusable, UsageError
 from dispatcher.events.limits import Limits
 from dispatcher.store.lock import socket_path
 from dispatcher.store.sqlite import SqliteStore
@@ -115,3 +115,22 @@ def test_actor_is_the_user_of_the_process_whatever_the_environment_says(monkeypa
     assert user_name() != "somebody-else"
     monkeypatch.setattr(os, "getuid", lambda: 54321)
     assert user_name() == "uid 54321"
+
+
+@pytest.mark.parametrize(
+    ("verb", "args"),
+    [
+        ("runs.retry", {"run": "\udcff"}),
+        ("runs.retry", {"state": "failed", "account": "\udcff"}),
+        ("runs.cancel", {"run": "x", "actor": "\udcff"}),
+        ("dead.discard", {"dead": "dead-1", "why": "\udcff"}),
+        ("contacts.erase", {"contact": "\udcff", "account": "acc"}),
+        ("dead.replay", {"page": [10**30, 1]}),
+        ("dead.replay", {"page": [0, -1]}),
+    ],
+)
+def test_what_no_store_can_look_for_is_refused_and_takes_no_worker_down(path, verb, args):
+    store = SqliteStore.open(path)
+    with pytest.raises(UsageError):
+        perform(store, verb, args, NOW)
+    store.close()
