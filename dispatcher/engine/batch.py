@@ -333,6 +333,11 @@ class Batch:
         self._settle(run, step, outcome, layer, exhausted=final is not None)
 
     def _settle(self, run: Run, step: Step, outcome: Outcome, layer: Layer, *, exhausted: bool = False) -> None:
+        final = self._transitions.exhausted(run, step, outcome) if isinstance(outcome, RetryLater) else None
+        if final is not None:
+            outcome, exhausted = final, True
+        if isinstance(outcome, Failed):
+            layer.fail_message(outcome.reason.partition("\n")[0])
         kind = type(outcome).__name__
         self.counts.outcomes[kind] = self.counts.outcomes.get(kind, 0) + 1
         self._go_on_with(self._transitions.settle(run, step, outcome, layer, exhausted=exhausted))

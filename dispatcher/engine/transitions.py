@@ -206,7 +206,8 @@ class Transitions:
         at = self._next_attempt_at(run, step, outcome)
         run.step_started_at = run.step_started_at or self._overlay.now_text
         if at is None:
-            self._failed(run, step, f"no attempts left after {run.attempt}: {outcome.reason}", "exhausted")
+            # Where the last attempt is unknown its step says so: a person who tries again is to know the risk.
+            self._failed(run, step, f"no attempts left after {run.attempt}: {outcome.reason}", "exhausted", state)
             return
         self._journal(run, step, state, error=outcome.reason)
         run.state, run.due_at, run.lane, run.error = "retrying", as_text(at), OPEN_LANE, outcome.reason

@@ -85,6 +85,11 @@ class Layer:
             overlay.opt_outs[key] = reason
             changes.opt_outs[key] = None if reason is None else (reason, overlay.now_text)
 
+    def fail_message(self, reason: str) -> None:
+        """Mark a message as failed that the step left queued when it failed: nothing is left that would send it."""
+        if self.message is not None and self.message.state == "queued":
+            self.message = replace(self.message, state="failed", error=reason)
+
     def keep_message(self, run: Run, step: Step) -> None:
         """Keep the message that the step recorded, however its attempt ended: every text, sent or not, is told."""
         if self.message is not None:

@@ -113,7 +113,8 @@ class World:
 
     def rules(self, text, **options):
         path = self.folder / "rules.yaml"
-        path.write_text("version: 1\nsenders: {default: {type: outbox}}\n" + text)
+        senders = options.get("senders", "senders: {default: {type: outbox}}\n")
+        path.write_text("version: 1\n" + senders + text)
         plan = load_plan(path, self.registry, default_region="ZA", environ={})
         self.chains = PinnedChains(plan, self.store.chain_text)
         self.engine = Engine(
@@ -203,4 +204,3 @@ def world(tmp_path, registry, empty_store):
     store = SqliteStore.open(path)
     yield World(tmp_path, registry, store)
     store.close()
-
