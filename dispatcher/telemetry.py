@@ -11,7 +11,9 @@ import logging
 import math
 import os
 import re
+import select
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _RESERVED = frozenset({"event", "level", "timestamp", "self"})
 _FIRST = ("timestamp", "level", "event")
 _DEEPEST = 4
+# How long a line waits for a reader that has stopped; those behind it do not wait.
+_PATIENCE_SECONDS = 0.2
 _LONGEST_NUMBER = 2**64
 # Control characters, line separators, what turns the direction of a line, and halves of surrogate pairs.
 _HARMFUL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -158,18 +162,55 @@ def _make_writer(as_json: bool) -> Callable[[str, str, dict[str, Any]], None]:  
 
 
 class _Stderr:
-    """Writes whole lines, and forgets those that nobody can read."""
+    """Writes whole lines, forgets those that nobody can read, and counts those that nobody reads.
+
+    A reader that has stopped (a pipe that is full) must not stop the work: after a moment lines are dropped, until
+    there is room again; then one line tells how many.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._dropped = 0
+        self._break = ""
 
     def write(self, line: str) -> None:
         try:
-            # One call for line and break: two threads never share a line.
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
+            self._write(line + "\n")
         except (OSError, ValueError, RuntimeError, AttributeError):
             # Full disk or broken pipe; closed or unable to encode; written to from a signal handler; none there.
             return
 
     debug = info = warning = error = critical = write
+
+    def _write(self, text: str) -> None:
+        try:
+            descriptor = sys.stderr.fileno()
+        except OSError:  # not a file: somebody captures what is written
+            sys.stderr.write(text)
+            sys.stderr.flush()
+            return
+        # One lock for line and break: two threads never share a line.
+        with self._lock:
+            if self._dropped:
+                missed = f'{{"level": "warning", "event": "log.dropped", "lines": {self._dropped}}}\n'
+                if not self._send(descriptor, missed, 0.0):
+                    self._dropped += 1
+                    return
+                self._dropped = 0
+            if not self._send(descriptor, text, _PATIENCE_SECONDS):
+                self._dropped = 1
+
+    def _send(self, descriptor: int, text: str, patience: float) -> bool:
+        """Write what fits without waiting longer than `patience`; False when some of it did not."""
+        rest = (self._break + text).encode("utf-8", "backslashreplace")
+        while rest:
+            _, ready, _ = select.select([], [descriptor], [], patience)
+            if not ready:
+                return False
+            # A pipe that is ready takes as much as this at once. What comes behind a line that was cut begins anew.
+            rest = rest[os.write(descriptor, rest[: select.PIPE_BUF]) :]
+            self._break = "\n" if rest else ""
+        return True
 
 
 def _make_harmless(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

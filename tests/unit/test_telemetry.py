@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -190,3 +191,28 @@ def test_importing_is_cheap():
     program = "import sys, dispatcher.telemetry; print('structlog' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"
+
+
+def test_reader_that_has_stopped_does_not_stop_the_work_and_is_told_what_it_missed():
+    script = """
+from dispatcher import telemetry
+telemetry.configure(json=True)
+for number in range(3000):
+    telemetry.log.info("line.written", number=number, padding="x" * 200)
+print("done", flush=True)
+input()
+telemetry.log.info("line.last")
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    # Nobody reads stderr, and 3,000 lines are more than a pipe holds.
+    assert process.stdout.readline() == "done\n"
+    held = os.read(process.stderr.fileno(), 1 << 20).decode()
+    _, rest = process.communicate("\n", timeout=30)
+    lines = [json.loads(line) for line in (held + rest).splitlines() if line.endswith("}")]
+    written = sum(line["event"] == "line.written" for line in lines)
+    dropped = sum(line["lines"] for line in lines if line["event"] == "log.dropped")
+    assert lines[-1]["event"] == "line.last"
+    # The line that was cut when the pipe was full counts as dropped.
+    assert written + dropped == 3000
