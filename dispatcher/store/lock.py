@@ -17,11 +17,22 @@ _SOCKET_PATH_LIMIT = 100
 
 def socket_path(store: Path) -> Path:
     """Return where the process that holds the store listens for writing verbs."""
-    beside = Path(f"{store}.sock").absolute()
+    store = _real(store)
+    beside = Path(f"{store}.sock")
     if len(os.fsencode(beside)) <= _SOCKET_PATH_LIMIT:
         return beside
-    name = hashlib.sha256(os.fsencode(store.absolute())).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(store)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"dispatcher-{os.getuid()}-{name}.sock"
+
+
+def slot_path(store: Path) -> Path:
+    """Return where the process that holds the store notes what it has in hand."""
+    return Path(f"{_real(store)}.slot")
+
+
+def _real(store: Path) -> Path:
+    """Return the file itself: by whatever links it is named, it has one lock and one socket."""
+    return Path(os.path.realpath(store))
 
 
 class StoreLock:
@@ -29,7 +40,7 @@ class StoreLock:
 
     def __init__(self, store: Path) -> None:
         self._store = store
-        self._path = Path(f"{store}.lock")
+        self._path = Path(f"{_real(store)}.lock")
         self._descriptor: int | None = None
 
     def acquire(self) -> None:

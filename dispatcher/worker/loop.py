@@ -18,7 +18,7 @@ from dispatcher.events.limits import Limits
 from dispatcher.plugins.registry import load_registry
 from dispatcher.rules.plan import Plan, load_plan
 from dispatcher.settings import Settings, process_environ
-from dispatcher.store.lock import socket_path
+from dispatcher.store.lock import slot_path, socket_path
 from dispatcher.store.retention import Keep, Retention
 from dispatcher.store.sqlite import SqliteStore
 from dispatcher.telemetry import log
@@ -80,7 +80,7 @@ class Worker:
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
         self._guard = CrashGuard(
-            store.path.with_name(store.path.name + ".slot"),
+            slot_path(store.path),
             settings.call_threads,
             self._clock,
             warn_after=settings.handler_warn_ms / 1000,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.errors import StoreInUse, StoreUnusable
-from dispatcher.store.lock import StoreLock, socket_path
+from dispatcher.store.lock import StoreLock, slot_path, socket_path
 
 
 def test_a_second_process_is_refused_and_told_who_holds_the_store(tmp_path: Path) -> None:
@@ -44,3 +44,17 @@ def test_the_socket_stands_beside_the_store_unless_its_path_is_too_long(tmp_path
     deep = Path("/" + "x" * 120) / "a.db"
     assert len(str(socket_path(deep))) < 100
     assert socket_path(deep) != socket_path(deep.with_name("b.db"))
+
+
+def test_a_store_has_one_lock_by_whatever_links_it_is_named(tmp_path: Path) -> None:
+    store, other_name = tmp_path / "a.db", tmp_path / "folder" / "b.db"
+    store.touch()
+    other_name.parent.mkdir()
+    other_name.symlink_to(store)
+    lock = StoreLock(store)
+    lock.acquire()
+    with pytest.raises(StoreInUse):
+        StoreLock(other_name).acquire()
+    assert socket_path(other_name) == socket_path(store)
+    assert slot_path(other_name) == slot_path(store)
+    lock.release()
