@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from dispatcher.clock import Clock
 from dispatcher.errors import StoreUnusable
@@ -109,7 +112,11 @@ def _no_slots(path: Path, error: OSError) -> StoreUnusable:
 
 
 class Watchdog:
-    """Ends the process when a handler hangs inside a batch: nothing else could, as the batch is one thread."""
+    """Ends the process when a handler hangs inside a batch: nothing else could, as the batch is one thread.
+
+    It looks from a thread, and by a timer's signal from within the hang itself: a regular expression that runs away
+    lets no other thread run, but looks for signals now and then.
+    """
 
     def __init__(self, guard: CrashGuard, clock: Clock, *, hang_after: float, end: Callable[[int], None]) -> None:
         self._guard = guard
@@ -118,22 +125,43 @@ class Watchdog:
         self._end = end
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._every = min(1.0, hang_after / 4)
+        self._before: signal.Handlers | Callable[[int, FrameType | None], Any] | int | None = None
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Begin to watch. The signal is for the main thread alone, which is where a worker runs."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGALRM, lambda _number, _frame: self._look())
+            # What the handler waits for is waited for on; the signal is no reason for an error.
+            signal.siginterrupt(signal.SIGALRM, False)
+            signal.setitimer(signal.ITIMER_REAL, self._every, self._every)
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Watch no more, if it was begun."""
         self._stopped.set()
-        self._thread.join()
+        if self._before is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._before)
+            self._before = None
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(min(1.0, self._hang_after / 4)):
-            current = self._guard.current
-            if current is not None and self._clock.monotonic() - current[2] > self._hang_after:
-                seq, what, since = current
-                took = round(self._clock.monotonic() - since, 1)
-                log.error("handler.hung", event_seq=seq, handler=what, took_seconds=took, exit_code=EXIT_RESTART)
+        while not self._stopped.wait(self._every):
+            self._look()
+
+    def _look(self) -> None:
+        current = self._guard.current
+        if current is None or self._stopped.is_set():
+            return
+        seq, what, since = current
+        took = self._clock.monotonic() - since
+        if took > self._hang_after:
+            self._stopped.set()
+            try:
+                log.error(
+                    "handler.hung", event_seq=seq, handler=what, took_seconds=round(took, 1), exit_code=EXIT_RESTART
+                )
+            finally:
                 self._end(EXIT_RESTART)
-                return

@@ -139,12 +139,12 @@ class Worker:
             normalise_number("+27821230000", None)
             self._recover()
             code = self._loop(drain=drain)
-            watchdog.stop()
             unexpected = False
         except DispatcherError:
             unexpected = False
             raise
         finally:
+            watchdog.stop()
             self._close(orderly=not unexpected)
         totals = self._batches.totals
         log.info("worker.stopped", exit_code=code, events=totals.events, runs=totals.runs, steps=totals.steps)

@@ -74,3 +74,22 @@ def test_the_watchdog_leaves_a_worker_alone_that_does_nothing(tmp_path: Path) ->
     watchdog.start()
     watchdog.stop()
     assert ended == []
+
+
+def test_the_watchdog_ends_a_process_whose_regular_expression_runs_away(tmp_path: Path) -> None:
+    script = (
+        "import os, re, sys; from pathlib import Path; from dispatcher.clock import SystemClock;"
+        "from dispatcher.worker.guard import CrashGuard, Watchdog;"
+        "guard = CrashGuard(Path(sys.argv[1]), 4, SystemClock(), warn_after=1);"
+        "Watchdog(guard, SystemClock(), hang_after=0.2, end=os._exit).start();"
+        "guard.enter(41, 'greedy'); re.match(r'(a+)+$', 'a' * 40 + 'b')"
+    )
+    path = tmp_path / "slot"
+    ended = subprocess.run([sys.executable, "-c", script, str(path)], check=False, capture_output=True, timeout=30)
+    assert ended.returncode == EXIT_RESTART
+    assert b"handler.hung" in ended.stderr
+    assert a_guard(path).suspects() == [41]
+
+
+def test_the_watchdog_may_be_stopped_before_it_was_started(tmp_path: Path) -> None:
+    Watchdog(a_guard(tmp_path / "slot"), SystemClock(), hang_after=1, end=lambda _code: None).stop()
