@@ -122,7 +122,7 @@ def _mistake_in(returned: Any) -> str | None:
     """Name what keeps this from being an outcome that can be acted on. Types are not enforced on plugins."""
     match returned:
         case Done(result=result, emits=emits, publishes=publishes, skipped=skipped):
-            if not (result is None or isinstance(result, (BaseModel, Mapping))):
+            if not (result is None or type(result) is dict or isinstance(result, (BaseModel, Mapping))):
                 return f"Done with {type(result).__name__} for a result"
             if not (skipped is None or isinstance(skipped, str)):
                 return f"Done with {type(skipped).__name__} for the reason in `skipped`"
