@@ -36,8 +36,7 @@ class Batches:
         self._clock = clock
         self._seconds_each = 0.0
         self.totals = Counts()
-        # Calls that wait in the store for a slot, by lane; counted anew when a batch may have changed them.
-        self.queued: dict[str, int] = store.queued_calls()
+        self._queued: dict[str, int] | None = None
 
     @property
     def room(self) -> int:
@@ -46,6 +45,20 @@ class Batches:
         if not self._seconds_each:
             return budget.events
         return max(8, min(budget.events, int(budget.seconds / self._seconds_each)))
+
+    @property
+    def queued(self) -> dict[str, int]:
+        """How many calls wait in the store for a slot, by lane; counted when asked for, once they may have changed.
+
+        Not right after the commit: whoever waits for it must not hear that it failed because the count did.
+        """
+        if self._queued is None:
+            self._queued = self._store.queued_calls()
+        return self._queued
+
+    def count_anew(self) -> None:
+        """Somebody else changed what waits."""
+        self._queued = None
 
     def turn(self, *, intake: bool, due: bool) -> bool:
         """Run one batch; False when there was nothing to do. `intake` and `due` say what may be taken."""
@@ -105,12 +118,13 @@ class Batches:
 
     def _due(self, transaction: SqliteTransaction, room: int) -> list[RunRow]:
         now = as_text(self._clock.now())
-        rows = transaction.take_due(OPEN_LANE, now, room)
+        rows: list[RunRow] = []
+        # Calls that wait go before runs that may come to a call, or those would take every slot that comes free.
         for lane in self.queued:
             free = min(self._calls.free(lane), room)
             if free:
                 rows += transaction.take_due(lane, now, free)
-        return rows
+        return rows + transaction.take_due(OPEN_LANE, now, room)
 
     def _run(self, transaction: SqliteTransaction, work: Work) -> list[Receipt]:
         began = self._clock.monotonic()
@@ -143,7 +157,7 @@ class Batches:
             failpoints.reach("call.before_start")
             self._calls.start(call)
         if batch.queued_calls or work.due or work.abandoned:
-            self.queued = self._store.queued_calls()
+            self.count_anew()
         counts, totals = batch.counts, self.totals
         totals.events += counts.events
         totals.unmatched += counts.unmatched

@@ -184,9 +184,9 @@ class Worker:
         """Do one round of everything that is to be done; False when there was nothing."""
         self._calls.expire()
         self._reload()
-        if not stopping:
-            self._check_room()
         try:
+            if not stopping:
+                self._check_room()
             worked = self._administer(stopping=stopping)
             worked |= self._batches.turn(intake=not stopping and self._paused is None, due=not stopping)
             if not stopping:
@@ -219,7 +219,7 @@ class Worker:
                 request.reply(result)
             except DispatcherError as error:
                 request.fail(error)
-            self._batches.queued = self._store.queued_calls()
+            self._batches.count_anew()
         return worked
 
     def _check_room(self) -> None:

@@ -367,3 +367,36 @@ def test_totals_tell_what_was_done(workshop):
     totals = workshop.batches.totals
     assert (totals.events, totals.unmatched, totals.runs, totals.steps) == (2, 1, 1, 1)
     assert totals.outcomes == {"Done": 1}
+
+
+def test_publisher_is_told_of_the_commit_though_the_store_cannot_be_read_right_after_it(workshop, monkeypatch):
+    workshop.rules(CALL)
+    workshop.turn()
+
+    def unreadable():
+        raise StoreUnusable("an I/O error")
+
+    request = workshop.ask_to_publish(*numbered(5))
+    monkeypatch.setattr(workshop.store, "queued_calls", unreadable)
+    workshop.turn()
+    assert [kind for kind, *_ in told(request)] == ["stored"] * 5
+    with pytest.raises(StoreUnusable):
+        workshop.turn()
+
+
+def test_calls_that_wait_go_before_runs_that_come_due(workshop):
+    workshop.rules(CALL).store_new(*numbered(7))
+    workshop.turn()
+    late = max(event_id for event_id, state in workshop.rows("runs", "event_id", "state") if state == "ready")
+    workshop.store.connection.execute(
+        "UPDATE runs SET state = 'retrying', lane = '', due_at = '2000-01-01T00:00:00.000000Z' WHERE event_id = ?",
+        (late,),
+    )
+    workshop.batches.count_anew()
+    while workshop.calls.under_way or workshop.calls.has_returns:
+        workshop.turn(intake=False, due=False)
+    assert all(workshop.calls.reserve("calls") for _ in range(2))
+    workshop.turn()
+    states = dict(workshop.rows("runs", "event_id", "state"))
+    assert states.pop(late) == "ready"
+    assert "ready" not in states.values()
