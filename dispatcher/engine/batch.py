@@ -17,7 +17,7 @@ from dispatcher.engine.attempt import Attempt, bind, concluded, guarded, prepare
 from dispatcher.engine.emits import Emitter
 from dispatcher.engine.intake import Delivery, Receipt
 from dispatcher.engine.matching import start_runs
-from dispatcher.engine.ports import Reads
+from dispatcher.engine.ports import Connections, Reads
 from dispatcher.engine.records import OPEN_LANE, Run, RunRow, StoredEvent
 from dispatcher.engine.transitions import Transitions
 from dispatcher.engine.unit import CallContext, Layer, Overlay, StepContext
@@ -25,7 +25,7 @@ from dispatcher.plugins.effects import Effect
 from dispatcher.plugins.handler import Handler
 from dispatcher.plugins.outcomes import Done, Failed, Outcome, RetryLater, Unknown
 from dispatcher.rules.expressions import ExpressionError
-from dispatcher.rules.plan import Step
+from dispatcher.rules.plan import Chain, Step
 from dispatcher.telemetry import log
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Call:
     keyed: bool
     chain: str
     step_id: str
+    # What the call began with, to settle it by when the rulebook has no room for its chain any more.
+    pinned: Chain | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +127,18 @@ class Batch:
             if row is None or current != ("running", call.position, call.attempt):
                 log.warning("call.fenced", chain=call.chain, step=call.step_id, event=call.stored.event.event_id)
                 continue
-            run = self._load(row)
-            if run is not None:
-                run.state = "ready"
-                self._conclude(run, returned.outcome)
-                if run.state == "ready":
-                    self._active.append(run)
+            chain = self.engine.chains.chain(row.values["chain_digest"])
+            bound = not isinstance(chain, str)
+            # What is known is told, though the run cannot go on: it is held when it is taken up next.
+            run = self._enter(row, call.pinned if isinstance(chain, str) and call.pinned is not None else chain)
+            if run is None:
+                continue
+            run.state = "ready"
+            self._conclude(run, returned.outcome, self.engine.connections if bound else call.context.connections)
+            if run.state == "ready" and bound:
+                self._active.append(run)
+            elif run.state == "ready":
+                self._put_off(run)
 
     def recover(self, rows: Iterable[RunRow]) -> None:
         """Take runs whose call was under way when a worker died: keyed ones go again, of the others nobody knows."""
@@ -146,7 +154,9 @@ class Batch:
                 self._active.append(run)
 
     def _load(self, row: RunRow) -> Run | None:
-        chain = self.engine.chains.chain(row.values["chain_digest"])
+        return self._enter(row, self.engine.chains.chain(row.values["chain_digest"]))
+
+    def _enter(self, row: RunRow, chain: Chain | str) -> Run | None:
         if isinstance(chain, str):
             self._transitions.cannot_bind(row, chain)
             return None
@@ -180,12 +190,16 @@ class Batch:
             if self._spent():
                 break
         for run in self._active:
-            if run.position < len(run.chain.steps):
-                self._transitions.park(run)
-            else:
-                self._transitions.finish(run, "done")
+            self._put_off(run)
         self._active = []
         self.engine.guard.leave()
+
+    def _put_off(self, run: Run) -> None:
+        """Leave a run that may go on to a later batch."""
+        if run.position < len(run.chain.steps):
+            self._transitions.park(run)
+        else:
+            self._transitions.finish(run, "done")
 
     @property
     def left_over(self) -> bool:
@@ -313,10 +327,11 @@ class Batch:
                 keyed=step.settled.keyed,
                 chain=run.chain.name,
                 step_id=step.id,
+                pinned=run.chain,
             )
         )
 
-    def _conclude(self, run: Run, outcome: Outcome) -> None:
+    def _conclude(self, run: Run, outcome: Outcome, connections: Connections | None = None) -> None:
         """Settle the step that the run stands at with what its call brought back."""
         step = run.chain.steps[run.position]
         self.engine.guard.enter(run.stored.seq, step.handler_name)
@@ -325,7 +340,7 @@ class Batch:
         final = self._transitions.exhausted(run, step, outcome) if isinstance(outcome, RetryLater) else None
         outcome = final or outcome
         if isinstance(bound, Attempt):
-            context = self._context(run, step, bound.handler, layer)
+            context = self._context(run, step, bound.handler, layer, connections)
             outcome, complete = concluded(bound, context, outcome)
             if complete:
                 # What became of a call is told whatever the outcome: a failed text is a row in messages too.
@@ -342,12 +357,14 @@ class Batch:
         self.counts.outcomes[kind] = self.counts.outcomes.get(kind, 0) + 1
         self._go_on_with(self._transitions.settle(run, step, outcome, layer, exhausted=exhausted))
 
-    def _context(self, run: Run, step: Step, handler: Handler, layer: Layer) -> StepContext:
+    def _context(
+        self, run: Run, step: Step, handler: Handler, layer: Layer, connections: Connections | None = None
+    ) -> StepContext:
         engine = self.engine
         asked = engine.asked.setdefault(type(handler), set())
         return StepContext(
-            run, step, layer, engine.connections, region=self._region(run), installation=engine.installation,
-            asked=asked,
+            run, step, layer, connections or engine.connections, region=self._region(run),
+            installation=engine.installation, asked=asked,
         )  # fmt: skip
 
     def _region(self, run: Run) -> str | None:

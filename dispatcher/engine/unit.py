@@ -323,10 +323,10 @@ class _MessageBook:
 class CallContext:
     """The context of a CALL while it runs outside the batch: what the step is and its connections, no books."""
 
-    __slots__ = ("_connections", "_facts")
+    __slots__ = ("_facts", "connections")
 
     def __init__(self, context: StepContext, connections: Connections) -> None:
-        self._connections = connections
+        self.connections = connections
         self._facts: Mapping[str, Any] = {
             name: getattr(context, name)
             for name in (
@@ -345,8 +345,8 @@ class CallContext:
 
     def service(self, name: str) -> Service:
         """Return the open service of that name."""
-        return self._connections.services[name]
+        return self.connections.services[name]
 
     def sender(self, name: str) -> Sender:
         """Return the open sender of that name."""
-        return self._connections.senders[name]
+        return self.connections.senders[name]

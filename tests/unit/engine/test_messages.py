@@ -74,3 +74,14 @@ def test_resent_text_whose_last_attempt_is_unknown_is_not_told_as_surely_failed(
     assert world.rows("steps", "state") == [("unknown",)]
     assert world.rows("messages", "state") == [("held",)]
     assert world.rows("dead_letters", "reason") == [("exhausted",)]
+
+
+def test_text_that_was_sent_is_told_though_a_reload_took_its_sender_away_meanwhile(world, rules):
+    rules(Gateway, "}\n      - {id: after, handler: scripted").publish(event_id="e1")
+    world.rules("chains: []\n")
+    world.bring_back(Done({"gateway_id": "g1"}))
+    assert world.rows("messages", "state", "gateway_id") == [("sent", "g1")]
+    assert world.rows("steps", "step", "state") == [("sms", "done")]
+    world.turn()
+    assert world.rows("runs", "state", "step") == [("held", "after")]
+    assert world.rows("dead_letters", "reason") == [("cannot_bind",)]
