@@ -105,7 +105,7 @@ class ChainBinding:
         return on.model_copy(update={"account": (scope,)})
 
     def _expression(self, node: Node) -> Expression | None:
-        if type(node) is not Scalar or node.is_null:
+        if type(node) is not Scalar or node.is_null or not node.text:
             return None
         try:
             expression = compile_expression(node.text)
@@ -178,7 +178,7 @@ class ChainBinding:
         when = self._expression(node.get("when"))
         if kind == "handler":
             name = node.get("handler")
-            if type(name) is not Scalar or name.is_null:
+            if type(name) is not Scalar or name.is_null or not name.text:
                 return None
             return self._bind_handler(position, step_id, node, shape, when)  # type: ignore[arg-type]
         self._names.steps[step_id] = ()
@@ -220,7 +220,7 @@ class ChainBinding:
             return kinds[0], item.without(*kinds[1:])
         if HandlerStep.reserved & item.members.keys():
             return "handler", Mapping(item.members, item.line, item.column, partial=True)
-        near = (nearest(name, _KINDS) for name in item.members if name not in HandlerStep.model_fields)
+        near = (nearest(name, _KINDS) for name in item.members if name not in _STEP_KEYS)
         return next((kind for kind in near if kind is not None), "handler"), item
 
     def _bind_handler(

@@ -162,8 +162,11 @@ class _Binding:
         if name in self._meant or self._unread:
             return
         self._faulty = True
-        where = self._step.key("with") if "with" in self._step.members else self._handler_key
-        self._note(place_of(where), "missing_param", f"{spec.name} needs the param `{name}`")
+        self._note(place_of(self._params_key()), "missing_param", f"{spec.name} needs the param `{name}`")
+
+    def _params_key(self) -> Scalar:
+        """Return where a param that is not written would stand."""
+        return self._step.key("with") if "with" in self._step.members else self._handler_key
 
     def _note_bad(self, spec: HandlerSpec, name: str, detail: ErrorDetails, told: set[tuple[int, int]]) -> None:
         self._faulty = True
@@ -219,7 +222,7 @@ class _Binding:
         for name, message in spec.target.check_params(bound.written, bindings):
             self._faulty = True
             written = self._node.get(name)
-            where = written if written is not None else self._step.get("with") or self._handler_key
+            where = written if written is not None else self._params_key()
             self._note(place_of(where), "bad_param", f"`{name}`: {message}")
         if not self._faulty:
             settled = spec.target.settle(bound.written, bindings)

@@ -29,6 +29,9 @@ _BREAK = re.compile(rb"\r\n|\n|\r|\xc2\x85|\xe2\x80[\xa8\xa9]")
 _COMMENT = re.compile(rb"[ \t]#")
 _CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BOM = codecs.BOM_UTF8
+# JSON writes a character beyond U+FFFF as the two halves of a surrogate pair, which YAML refuses.
+_JSON = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
+_PAIR = re.compile(rb"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 
 # libyaml is part of PyYAML's wheels; without it the pure parser does the same, some thirty times slower.
 _Parser: Any = yaml.CBaseLoader if yaml.__with_libyaml__ else None
@@ -341,8 +344,16 @@ def why_missing(path: Path) -> str:
 
 
 def _events(data: bytes) -> _Next:
+    if _JSON.match(data):
+        data = _PAIR.sub(_joined, data)
     if _Parser is not None:
         take: _Next = _Parser(data).get_event
         return take
     pure: _Next = yaml.BaseLoader(data.removeprefix(_BOM).decode("utf-8")).get_event
     return pure
+
+
+def _joined(pair: re.Match[bytes]) -> bytes:
+    """Write a surrogate pair as the one escape that YAML has for it; columns behind it are two too small."""
+    code = 0x10000 + ((int(pair[2], 16) - 0xD800) << 10) + int(pair[3], 16) - 0xDC00
+    return pair[1] + b"\\U%08x" % code

@@ -136,7 +136,8 @@ class _Gathering:
         if known == (file.name, at.line):
             return True
         shown_name = name if isinstance(name, str) else " ".join(name)
-        message = f"there is a {kind} {shown(shown_name)} already, in {known[0]}, line {known[1]}"
+        article = "an" if kind[0] in "ae" else "a"
+        message = f"there is {article} {kind} {shown(shown_name)} already, in {known[0]}, line {known[1]}"
         self._note(file, place_of(at), "duplicate_name", message)
         return False
 

@@ -47,6 +47,15 @@ def _known_version(value: int) -> int:
 Version = Annotated[int, AfterValidator(_known_version), WithJsonSchema({"const": 1})]
 
 
+def _no_template(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if any("{{" in text for text in texts):
+        raise PydanticCustomError("template", "a trigger is compared as it stands and is no template; see `when`")
+    return texts
+
+
+Compared = Annotated[Texts, AfterValidator(_no_template)]
+
+
 class Shape(BaseModel):
     """What all parts of a rulebook have in common: nothing unknown, nothing changed after loading.
 
@@ -96,10 +105,10 @@ class DefaultsShape(Shape):
 class TriggerShape(Shape):
     """Which events start a chain; what is absent may be anything."""
 
-    account: Texts | None = Field(default=None, description="The account's key.")
-    conversation: Texts | None = Field(default=None, description="The conversation's key.")
-    conversation_type: Texts | None = Field(default=None, description="The kind of conversation, such as survey.")
-    event_type: Texts | None = Field(default=None, description="What happened, such as survey_completed.")
+    account: Compared | None = Field(default=None, description="The account's key.")
+    conversation: Compared | None = Field(default=None, description="The conversation's key.")
+    conversation_type: Compared | None = Field(default=None, description="The kind of conversation, such as survey.")
+    event_type: Compared | None = Field(default=None, description="What happened, such as survey_completed.")
 
 
 _LATER_STEPS = frozenset(("wait_for", "wait_until", "for_each"))

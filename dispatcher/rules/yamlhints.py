@@ -17,6 +17,8 @@ _KEY = r"\s*(?:-\s+)*(?:[\w.$-]+|\"[^\"]*\"|'[^']*')"
 _KEY_ONLY = re.compile(_KEY + r"\s*$")
 _KEY_VALUE = re.compile(r"(" + _KEY + r"\s*:\s+|\s*(?:-\s+)+)(?P<value>\S.*)$")
 _GLUED = re.compile(r"\s*(?:-\s+)*(?P<key>[A-Za-z_][\w-]*):(?P<value>[^\s/].*)$")
+# How many lines back the opening of a bracket is looked for.
+_LOOK_BACK = 1000
 _QUOTE_IT = "put the whole text in quotes"
 
 
@@ -147,8 +149,27 @@ def _in_brackets(at: Place, began: Place, row: str, lines: Lines) -> Hint:
         if sign in ("{", "["):
             return Hint(*at, f'the "{sign}" of column {began[1]} should be closed here; texts with signs need quotes')
     if sign not in ("{", "["):
-        return Hint(*began, "a bracket is not closed")
+        opened = _opened(at, lines)
+        if opened is None:
+            return Hint(*began, "a bracket is not closed")
+        began, sign = opened
     return Hint(*began, f'this "{sign}" is not closed, or a text in it needs quotes; YAML noticed in line {at[0]}')
+
+
+def _opened(at: Place, lines: Lines) -> tuple[Place, str] | None:
+    """Find the last bracket in front of a place that nothing closes; quotes are not looked at."""
+    first = max(1, at[0] - _LOOK_BACK)
+    closed = 0
+    for number, row in reversed(list(enumerate(lines(first, at[0]), first))):
+        for column in range(min(len(row), at[1] - 1 if number == at[0] else len(row)), 0, -1):
+            sign = row[column - 1]
+            if sign in "]}":
+                closed += 1
+            elif sign in "[{":
+                if not closed:
+                    return (number, column), sign
+                closed -= 1
+    return None
 
 
 def _inside_quotes(row: str, position: int) -> bool:

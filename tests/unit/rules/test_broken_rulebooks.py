@@ -150,6 +150,11 @@ BROKEN = {
         "yaml_syntax",
         None,
     ),
+    "a bracket that is still open at the end of the file": (
+        "version: 1\nchains: ⟦[\n",
+        "yaml_syntax",
+        None,
+    ),
     "a key without a space behind its colon": (
         "version: 1\naccounts:\n  acc1:\n    ⟦region:ZA\n    timezone: UTC\n" + CHAIN,
         "yaml_syntax",
@@ -475,6 +480,31 @@ BROKEN = {
         "version: 1\naccount: acc1\n" + CHAIN.replace("acc1", "⟦acc2"),
         "bad_value",
         "acc1",
+    ),
+    "a trigger that is a template": (
+        chain('- name: c\n  on: {event_type: ⟦"{{ data.x }}"}\n  steps: [{handler: log_event}]'),
+        "bad_value",
+        None,
+    ),
+    "an empty condition": (
+        chain('- name: c\n  when: ⟦""\n  steps: [{handler: log_event}]'),
+        "bad_value",
+        None,
+    ),
+    "an empty name of a handler": (
+        steps('- handler: ⟦""'),
+        "bad_value",
+        None,
+    ),
+    "params without a handler": (
+        steps("- ⟦id: a\n  with: {level: info}\n  retry: {attempts: 2}"),
+        "missing_key",
+        None,
+    ),
+    "params that lack one together": (
+        steps("- handler: http_request\n  ⟦with:\n    method: GET"),
+        "bad_param",
+        None,
     ),
     "a chain's name twice": (
         "version: 1\n" + CHAIN + "  - name: ⟦fine\n    steps: [{handler: log_event}]\n",

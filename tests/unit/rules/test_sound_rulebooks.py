@@ -373,6 +373,41 @@ def test_an_emitted_event_of_another_account_or_type_leads_nowhere(check):
     assert [str(p) for p in check(text)] == []
 
 
+def test_json_may_write_a_character_as_two_escapes(plan):
+    text = json.dumps(
+        {
+            "version": 1,
+            "vars": {"smile": "\N{GRINNING FACE}", "path": "\\ud83d\\ude00"},
+            "chains": [
+                {
+                    "name": "c",
+                    "steps": [{"handler": "log_event", "with": {"message": "{{ vars.smile }}{{ vars.path }}"}}],
+                }
+            ],
+        }
+    )
+    assert "\\ud83d" in text
+
+    (chain,) = plan(text).chains
+    assert chain.vars == {"smile": "\N{GRINNING FACE}", "path": "\\ud83d\\ude00"}
+
+
+@pytest.mark.parametrize("half", [r"\ud83d", r"\ude00", r"\ude00\ud83d", r"\ud83d\\ude00"])
+def test_json_with_half_a_character_is_refused(half, check):
+    assert [(p.line, p.code) for p in check('{"version": 1,\n "vars": {"a": "' + half + '"}}')] == [(2, "yaml_syntax")]
+
+
+def test_what_stands_in_two_files_is_told_in_plain_words(check):
+    other = "accounts:\n  acc1: {region: ZA}\nevents:\n  - {conversation_type: a, event_type: b}\n"
+
+    found = check("version: 1\ninclude: [b.yaml]\n" + other, files={"b.yaml": other})
+
+    assert [p.message for p in found] == [
+        'there is an account "acc1" already, in rulebook.yaml, line 4',
+        'there is an entry for the event "a b" already, in rulebook.yaml, line 6',
+    ]
+
+
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
 def test_a_file_nested_without_end_is_refused_at_once(opening, check):
     assert [p.code for p in check("vars:\n  a: " + opening * 100_000)][-1:] == ["yaml_syntax"]
