@@ -6,6 +6,8 @@ up.
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -89,6 +91,8 @@ def demo(
     write()
     write(f"All of it took {took:.1f} seconds; the worker was started {rounds} times. To look further:")
     write()
+    if shutil.which("dispatcher") is None:
+        write(f"  . {os.path.relpath(Path(sys.executable).with_name('activate'))}")
     write(f"  export DISPATCHER_STORE={store}")
     for command in (
         "messages list --limit 5",

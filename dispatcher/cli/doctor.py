@@ -176,7 +176,10 @@ def _contents(found: Examination) -> Iterator[Finding]:
         hint = "`dispatcher runs list --state held` names them, `dispatcher runs resolve` settles them."
         yield Finding("look", "held runs", f"{held} wait for a person to say what became of a call", hint)
     if found.dead_letters:
-        hint = "`dispatcher dead list` shows them, `dispatcher dead replay` or `discard` settles them."
+        hint = (
+            "`dispatcher dead list` shows them; `dispatcher dead replay` or `discard` settles them, and for those that "
+            "are unknown `dispatcher runs resolve`."
+        )
         yield Finding("look", "dead letters", listed(found.dead_letters), hint)
     if found.weak_events:
         told = f"{found.weak_events} events came without an id, so a repetition of one cannot be told from a new one"

@@ -24,7 +24,8 @@ RulebookOption = Annotated[
 ]
 AmqpOption = Annotated[
     str | None,
-    typer.Option("--amqp", metavar="URL", help="The broker to take events from.", show_default=False),
+    # Told apart from a misspelt flag, and refused with the reason: this version takes events from its own store.
+    typer.Option("--amqp", metavar="URL", help="The broker to take events from.", show_default=False, hidden=True),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AccountOption = Annotated[str | None, typer.Option("--account", metavar="KEY", help="Only of this account.")]

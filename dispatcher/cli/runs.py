@@ -27,7 +27,7 @@ app = new_app(
     examples=(
         "dispatcher runs list --state failed --since 1d",
         "dispatcher runs retry 4f0c2a91d3b7            # one, by the end of its id",
-        "dispatcher runs retry --state failed --chain welcome# all of them",
+        "dispatcher runs retry --state failed --chain welcome  # all of them",
         "dispatcher runs resolve RUN --not-sent        # the gateway never got it",
     ),
 )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dispatcher.errors import StoreUnusable
+from dispatcher.errors import NotFound, StoreUnusable
 from dispatcher.store import migrate
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ def open_reader(path: Path) -> Iterator[Connection]:
             # One snapshot for everything: a story told from several tables does not change while it is told.
             connection.exec_driver_sql("BEGIN")
             yield connection
+    except UnicodeEncodeError as error:
+        # An argument with bytes that are no text: no store holds such an id or name.
+        raise NotFound("what was asked for is not valid text, so nothing in the store is called that.") from error
     except exc.DBAPIError as error:
         raise _unreadable(path, error.orig or error) from error
     finally:

@@ -252,6 +252,10 @@ class SqliteTransaction:
         row = self._one(sql.COUNT_CRASH, (seq,))
         return None if row is None else (row[0], row[1])
 
+    def forget_crashes(self, seq: int) -> None:
+        """Take back the suspicion against an event that ran alone and did no harm."""
+        self._connection.execute(sql.FORGET_CRASHES, (seq,))
+
     def park_crashed(self, seq: int, crashes: int, now: str, dead_id: str) -> None:
         """Park an event that took the worker down too often, and end its runs."""
         detail = f"the worker died {crashes} times while it advanced this event"

@@ -119,6 +119,7 @@ CHAIN_TEXT = "SELECT text FROM chains WHERE digest = ?"
 
 # Crashes.
 COUNT_CRASH = "UPDATE events SET crash_count = crash_count + 1 WHERE seq = ? RETURNING crash_count, state"
+FORGET_CRASHES = "UPDATE events SET crash_count = 0 WHERE seq = ? AND state <> 'dead'"
 PARK_CRASHED_EVENT = "UPDATE events SET state = 'dead', note = ? WHERE seq = ?"
 PARK_CRASHED_RUNS = (
     "UPDATE runs SET state = 'failed', error = ?, finished_at = ?, due_at = NULL, lane = '' "

@@ -131,6 +131,8 @@ class Worker:
             watchdog.start()
             plan = self._engine.plan
             log.info("worker.started", store=str(self._store.path), chains=len(plan.chains), rulebook=plan.digest[:12])
+            for name, reason in plan.disabled.items():
+                log.error("chain.disabled", chain=name, reason=reason)
             # The plan is as large as the rulebook and never garbage; collections need not walk over it.
             gc.collect()
             gc.freeze()

@@ -89,3 +89,7 @@ class Recovery:
         if work.size:
             self._batches.alone(work)
             self._wait_for_calls()
+        # It did no harm alone: whoever killed the worker, it was not this event, and later crashes count anew.
+        with self._store.transaction() as transaction:
+            transaction.forget_crashes(seq)
+            transaction.commit()

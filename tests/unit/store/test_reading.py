@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, exc, func, select
 
-from dispatcher.errors import StoreUnusable
+from dispatcher.errors import NotFound, StoreUnusable
 from dispatcher.store.reading import open_reader
 from dispatcher.store.schema import facts
 from dispatcher.store.sqlite import SqliteStore
@@ -200,3 +200,8 @@ def test_somebody_elses_database_is_refused(tmp_path):
     connection.close()
     with pytest.raises(StoreUnusable, match="not a store of the dispatcher"):
         open_reader(path).__enter__()
+
+
+def test_what_is_no_text_names_nothing(path):
+    with pytest.raises(NotFound, match="not valid text"), open_reader(path) as connection:
+        connection.execute(select(facts).where(facts.c.name == "\udcff")).all()
