@@ -82,7 +82,7 @@ class Limits:
 def read_json(body: bytes, limits: Limits) -> JsonValue:
     """Return what a body holds. Raises Refusal, with the first code that applies, and nothing else."""
     if len(body) > limits.body_bytes:
-        raise Refusal("too_large", f"the body has {len(body)} bytes, {limits.body_bytes} are allowed")
+        raise Refusal("too_large", f"the body is larger than the {limits.body_bytes} bytes that are allowed")
     if _OTHER_ENCODING.match(body) is not None:
         _refuse_other_encodings(body)
     try:

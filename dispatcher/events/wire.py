@@ -72,8 +72,8 @@ def decode(body: bytes, limits: Limits) -> Envelope:
 def read_envelope(value: JsonValue) -> Envelope:
     """Read an event from JSON that is within the limits. Raises Refusal from `not_an_object` on.
 
-    A null is as good as an absent key. An empty text is of the wrong type, as is a key or id of more than 200
-    characters: neither names anything.
+    A null is as good as an absent key, but not as the only payload: there it is one that got lost. An empty text is
+    of the wrong type, as is a key or id of more than 200 characters: neither names anything.
     """
     if not isinstance(value, dict):
         raise Refusal("not_an_object", f"an event is an object, {found(value)} was found")
@@ -136,6 +136,9 @@ def _read_own_form(fields: JsonObject) -> Envelope:
         hops = 0
     elif type(hops) is not int or not 0 <= hops <= _MOST_HOPS:
         raise Refusal("wrong_type", f"hops: a whole number from 0 is needed, {_found_number(hops)} was found")
+    if event_data is None and content is None and ("event_data" in fields or "content" in fields):
+        name = "event_data" if "event_data" in fields else "content"
+        raise Refusal("wrong_type", f"{name}: an object is needed, null was found")
     if event_data is not None and content is not None and not _same(event_data, content):
         raise Refusal("conflicting_payload", "event_data and content are both there and differ; send one of them")
     return Envelope(

@@ -131,8 +131,7 @@ class Worker:
             watchdog.start()
             plan = self._engine.plan
             log.info("worker.started", store=str(self._store.path), chains=len(plan.chains), rulebook=plan.digest[:12])
-            for name, reason in plan.disabled.items():
-                log.error("chain.disabled", chain=name, reason=reason)
+            _tell_disabled(plan)
             # The plan is as large as the rulebook and never garbage; collections need not walk over it.
             gc.collect()
             gc.freeze()
@@ -303,6 +302,7 @@ class Worker:
             self._engine.connections = connections
             self._calls.configure(connections.by_lane)
             log.info("rulebook.reloaded", chains=len(found.chains), rulebook=found.digest[:12])
+            _tell_disabled(found)
         self._close_replaced()
 
     def _close_replaced(self) -> None:
@@ -348,3 +348,12 @@ class Worker:
         self._signals.restore()
         self._store.close()
         self._wakeup.close()
+
+
+def _tell_disabled(plan: Plan) -> None:
+    """Tell which chains do not run for want of a plugin: one line a plugin, with the first few of its chains."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in plan.disabled.items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        log.error("chain.disabled", chains=len(names), such_as=names[:5], reason=reason)

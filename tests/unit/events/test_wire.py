@@ -355,3 +355,11 @@ def test_no_object_ends_in_anything_but_an_envelope_or_a_refusal(fields):
     except Refusal as refusal:
         verdict = refusal.code
     assert verdict in ("read", "missing_field", "wrong_type", "conflicting_payload")
+
+
+@pytest.mark.parametrize("name", ["event_data", "content"])
+def test_a_null_as_the_only_payload_is_one_that_got_lost(name):
+    body = {"account_key": "a", "conversation_key": "c", "conversation_type": "t", "event_type": "e", name: None}
+    with pytest.raises(Refusal) as refused:
+        read_envelope(body)
+    assert (refused.value.code, name in refused.value.detail) == ("wrong_type", True)
