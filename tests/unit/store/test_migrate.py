@@ -50,9 +50,9 @@ def test_a_new_store_is_what_the_revisions_lead_to() -> None:
 
 def test_a_new_store_is_for_its_owner_only(tmp_path: Path) -> None:
     store = SqliteStore.open(tmp_path / "a.db")
-    assert {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == {
-        name: "0o600" for name in ("a.db", "a.db-shm", "a.db-wal", "a.db.lock")
-    }
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("a.db", "a.db-shm", "a.db-wal", "a.db.lock"), "0o600"
+    )
     store.close()
 
 
