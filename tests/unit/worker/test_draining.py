@@ -17,6 +17,7 @@ from dispatcher.plugins.registry import Installed
 from dispatcher.settings import Settings
 from dispatcher.store.sqlite import SqliteStore
 from dispatcher.testing import FrozenClock
+from dispatcher.worker import loop
 from dispatcher.worker.calls import Calls
 from dispatcher.worker.connections import OpenConnections, PinnedChains
 from dispatcher.worker.control import Request
@@ -72,11 +73,13 @@ def make_worker(workshop):
     return make
 
 
-def test_drain_goes_on_when_the_calls_for_which_it_paused_are_done(workshop, make_worker):
+def test_drain_goes_on_when_the_calls_for_which_it_paused_are_done(workshop, make_worker, monkeypatch, capfd):
+    # Looked at with every turn, the room is short as soon as calls wait for the one thread.
+    monkeypatch.setattr(loop, "_CHECK_ROOM_EVERY", 0.001)
     workshop.rules(TWO_CALLS).store_new(*({"event_id": f"e{n}"} for n in range(6)))
     worker = make_worker(TWO_CALLS, call_threads=1, max_ready=1)
-    Calling.act = staticmethod(lambda: time.sleep(0.1))
     assert worker.run(drain=True) == 0
+    assert "sources.resumed" in capfd.readouterr().err
     workshop.world.store = workshop.store = SqliteStore.open(workshop.store.path)
     assert workshop.rows("runs", "state") == [("done",)] * 6
 
