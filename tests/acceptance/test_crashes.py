@@ -85,7 +85,7 @@ def test_worker_killed_at_random_loses_nothing_and_repeats_nothing(folder):
     assert folder.run("publish", folder.write_events(*(an_event(n) for n in range(events)))).code == 0
     killed = 0
     for part in range(kills):
-        worker = folder.start("run", "--drain")
+        worker = folder.start("run")  # without --drain: it is still there to be killed, however fast it was
         enough = part * events // kills + chance.randrange(1, events // kills)
         spin = chance.randrange(20)
         wait_until(lambda enough=enough: chaos.count(folder, "messages") >= enough)
