@@ -19,12 +19,20 @@ _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One hand-over of an event by a source. `message_id` is the identity that the source's envelope carries."""
+    """One hand-over by a source. `message_id` is the identity that the source's envelope carries.
+
+    `kind` tells an event from what a Vumi transport reports of a text. A broker knows a delivery by the `epoch` of the
+    channel that it came through and its `tag` there, and marks as `redelivered` what it has handed out before.
+    """
 
     body: bytes
     source: str = "embedded"
     message_id: str | None = None
     redelivered: bool = False
+    kind: Literal["event", "transport_event"] = "event"
+    queue: str | None = None
+    epoch: str | None = None
+    tag: int = 0
 
 
 @dataclass(frozen=True, slots=True)
