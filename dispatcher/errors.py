@@ -6,6 +6,7 @@
     │   ├── RulebookRefused         the rulebook has problems; carries all of them
     │   ├── StoreInUse              another process holds the store's lock
     │   └── StoreUnusable           unreadable, read-only, newer than this version, full
+    ├── BrokerUnreachable           no connection to RabbitMQ (exit code 4)
     ├── RowsRefused                 a row of a batch cannot be stored
     ├── NotFound                    an id names nothing in the store
     ├── NotPossible                 the thing named is in a state that does not allow the request
@@ -87,6 +88,10 @@ class StoreInUse(CannotStart):
 
 class StoreUnusable(CannotStart):
     """The store cannot be opened or written: unreadable, read-only, full, or made by a newer version."""
+
+
+class BrokerUnreachable(DispatcherError):
+    """No connection to the broker can be made: nobody listens, or it lets us not in."""
 
 
 class RowsRefused(DispatcherError):

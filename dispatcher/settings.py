@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -20,12 +21,9 @@ from dispatcher.errors import SettingsRefused
 
 PREFIX: Final = "DISPATCHER_"
 
-_LATER: Final = {
-    "amqp_url": (
-        "this version takes events from its own store (the embedded source) and knows no broker yet. "
-        "Take it away to run without RabbitMQ."
-    ),
-}
+# AMQP writes names as short strings of at most 255 bytes; a queue's dead letters go to "<queue>.dead".
+_LONGEST_NAME: Final = 255
+_LONGEST_QUEUE: Final = _LONGEST_NAME - len(".dead")
 
 # A Kubernetes service named "dispatcher" puts these into every pod of its namespace; they are not meant for us.
 _KUBERNETES: Final = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
@@ -55,6 +53,64 @@ def _check_region(region: str) -> str:
     return region.upper()
 
 
+def _check_amqp_url(url: str) -> str:
+    """Refuse what names no broker. No message repeats a part of the URL in which a password may stand."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise ValueError("a broker is named by a URL: amqp://USER:PASSWORD@HOST/VHOST")
+    if scheme not in ("amqp", "amqps"):
+        known = f"{scheme}:// is no broker" if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) else "this is no URL"
+        raise ValueError(f"{known}; write amqp://USER:PASSWORD@HOST/VHOST, or amqps:// for TLS")
+    encoded = "in a user, password or vhost, write %40 for @, %2F for /, %3A for :, %23 for #, %3F for ?, %25 for %"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"the host or the port cannot be read; {encoded}") from None
+    if not parts.hostname or port == 0:
+        raise ValueError("it names no host; write amqp://USER:PASSWORD@HOST/VHOST")
+    if parts.query or parts.fragment or "?" in url or "#" in url:
+        raise ValueError(f"a broker's URL takes no options, they are settings of their own (AMQP_...); {encoded}")
+    if parts.netloc.count("@") > 1 or re.search(r"[/@]", parts.path[1:]) or re.search(r"[\x00-\x20\x7f]", url):
+        raise ValueError(f"it cannot be read without doubt; {encoded}")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", url):
+        raise ValueError(f"a % must be followed by two digits; {encoded}")
+    return url
+
+
+def _check_exchange(name: str) -> str:
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"the name of an exchange has at most {_LONGEST_NAME} bytes")
+    return name
+
+
+def _check_queues(names: str) -> str:
+    queues = _split(names)
+    if not queues:
+        raise ValueError('at least one queue is named, such as "vumi.event"')
+    for queue in queues:
+        if queues.count(queue) > 1:
+            raise ValueError(f'the queue "{queue}" is named twice')
+        if queue.startswith("amq."):
+            raise ValueError(f'the queue "{queue}": names that begin with "amq." belong to the broker')
+        if len(queue.encode()) > _LONGEST_QUEUE:
+            raise ValueError(f'the queue "{queue[:40]}...": a name has at most {_LONGEST_QUEUE} bytes')
+    return names
+
+
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(name for part in names.split(",") if (name := part.strip()))
+
+
+def _check_http(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
+        raise ValueError('an address is HOST:PORT: "127.0.0.1:9464" for this machine only, "0.0.0.0:9464" for all')
+    if re.search(r"[\s/]", host) or (":" in host and not re.fullmatch(r"\[[0-9A-Fa-f:.%]+\]", host)):
+        raise ValueError('an address is HOST:PORT, and a host with colons stands in brackets: "[::1]:9464"')
+    return address
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -66,7 +122,7 @@ Days = Annotated[int, Field(ge=1, le=36_500)]
 class Settings(BaseModel):
     """What holds for a process as a whole. Every field is the variable `DISPATCHER_<NAME>`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     store: Annotated[str, AfterValidator(_check_store)] = Field(
         default="sqlite:///dispatcher.db", description="where events, runs, contacts and messages are kept"
@@ -108,6 +164,48 @@ class Settings(BaseModel):
     keep_failed_days: Days = Field(default=90, description="how long what failed is kept, in days")
     keep_skipped_days: Days = Field(default=30, description="how long what matched no chain is kept, in days")
 
+    amqp_url: Annotated[str, AfterValidator(_check_amqp_url)] | None = Field(
+        default=None, repr=False, description="the broker to take events from, amqp://USER:PASSWORD@HOST/VHOST"
+    )
+    amqp_password_file: Path | None = Field(
+        default=None, description="a file with the broker's password, read again at each connection"
+    )
+    amqp_ca_file: Path | None = Field(
+        default=None, description="the authorities that may vouch for the broker, instead of the system's"
+    )
+    amqp_cert_file: Path | None = Field(default=None, description="the certificate that is shown to the broker")
+    amqp_key_file: Path | None = Field(default=None, description="the key of that certificate, where it is apart")
+    amqp_exchange: Annotated[str, AfterValidator(_check_exchange)] = Field(
+        default="vumi", description="the exchange through which events come, direct"
+    )
+    amqp_queues: Annotated[str, AfterValidator(_check_queues)] = Field(
+        default="vumi.event", description="the queues of events, comma separated, each bound by its own name"
+    )
+    amqp_queue_type: Annotated[Literal["quorum", "classic"], BeforeValidator(_lower)] = Field(
+        default="quorum", description="what a queue of events becomes where there is none yet"
+    )
+    amqp_prefetch: Positive = Field(
+        default=500, le=65_535, description="how many events of a queue may be here without being committed"
+    )
+    amqp_delivery_limit: Positive = Field(
+        default=50, description="how often a queue made here may deliver an event before it is put aside as dead"
+    )
+    amqp_declare: bool = Field(
+        default=True, description="make what the broker lacks; false: wait until somebody else does"
+    )
+    amqp_heartbeat: Positive = Field(
+        default=30, le=3_600, description="the silence between signs of life on a connection, in seconds"
+    )
+    amqp_blocked_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="how long the broker may take no messages before its connection is made anew, in seconds",
+    )
+    http: Annotated[str, AfterValidator(_check_http)] | None = Field(
+        default=None, description="where health and metrics are served, HOST:PORT; nowhere if not given"
+    )
+
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
         default="info", description="the least important lines that are logged"
     )
@@ -120,6 +218,29 @@ class Settings(BaseModel):
     def store_path(self) -> Path:
         """The file that `store` names."""
         return Path(self.store.removeprefix("sqlite:///"))
+
+    @property
+    def amqp_url_shown(self) -> str | None:
+        """The broker's URL as people and logs may see it: with its password masked."""
+        if self.amqp_url is None:
+            return None
+        parts = urlsplit(self.amqp_url)
+        credentials, at, host = parts.netloc.rpartition("@")
+        user, colon, _ = credentials.partition(":")
+        return parts._replace(netloc=f"{user}:***@{host}" if colon else f"{user}{at}{host}").geturl()
+
+    @property
+    def amqp_queue_names(self) -> tuple[str, ...]:
+        """The queues that `amqp_queues` names, in its order; at least one."""
+        return _split(self.amqp_queues)
+
+    @property
+    def http_address(self) -> tuple[str, int] | None:
+        """Host and port of `http`, without the brackets of an IPv6 address; None if nothing is served."""
+        if self.http is None:
+            return None
+        host, _, port = self.http.rpartition(":")
+        return host.strip("[]"), int(port)
 
 
 def process_environ() -> Mapping[str, str]:
@@ -139,7 +260,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **flags: object) -> 
         if not variable.startswith(PREFIX) or not text or _KUBERNETES.fullmatch(variable, len(PREFIX)):
             continue
         name = variable.removeprefix(PREFIX).lower()
-        if variable.isupper() and (name in Settings.model_fields or name in _LATER):
+        if variable.isupper() and name in Settings.model_fields:
             given[name], origin[name] = text, variable
         else:
             messages.append(_unknown_variable(variable))
@@ -147,11 +268,9 @@ def load_settings(environ: Mapping[str, str] | None = None, **flags: object) -> 
         if value is not None:
             given[name], origin[name] = value, f"--{name.removesuffix('_url').replace('_', '-')}"
 
-    for name in _LATER.keys() & given.keys():
-        messages.append(f"{origin[name]} is set, but {_LATER[name]}")
-        del given[name]
     try:
         settings = Settings.model_validate(given)
+        messages.extend(_contradictions(settings, origin))
     except ValidationError as invalid:
         messages.extend(
             _invalid_value(origin[str(detail["loc"][0])], detail)
@@ -160,6 +279,19 @@ def load_settings(environ: Mapping[str, str] | None = None, **flags: object) -> 
     if messages:
         raise SettingsRefused(messages)
     return settings
+
+
+def _contradictions(settings: Settings, origin: Mapping[str, str]) -> Iterator[str]:
+    url = settings.amqp_url
+    if settings.amqp_key_file is not None and settings.amqp_cert_file is None:
+        yield f"{origin['amqp_key_file']} is the key of no certificate: set {PREFIX}AMQP_CERT_FILE too."
+    if url is None:
+        return
+    if settings.amqp_password_file is not None and urlsplit(url).password is not None:
+        yield f"{origin['amqp_password_file']} and {origin['amqp_url']} both name a password: take it out of the URL."
+    for name in ("amqp_ca_file", "amqp_cert_file"):
+        if name in origin and not url.startswith("amqps://"):
+            yield f"{origin[name]} needs TLS, and {origin['amqp_url']} has none: write amqps://."
 
 
 def _unknown_variable(variable: str) -> str:

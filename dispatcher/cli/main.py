@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from dispatcher.cli import exits
 from dispatcher.cli.options import AmqpOption, RulebookOption, StoreOption, examples_text
 from dispatcher.errors import (
+    BrokerUnreachable,
     CannotStart,
     DispatcherError,
     RulebookRefused,
@@ -38,7 +39,7 @@ VERBS: Final = {
     "messages": "List and show texts to people, sent or not.",
     "handlers": "List what is installed; with a name, its manual.",
     "schema": "Print the JSON Schema of the rulebook, for editors.",
-    "doctor": "Examine store, rulebook, plugins and settings.",
+    "doctor": "Examine store, broker, rulebook, plugins and settings.",
     "demo": "Watch it work: a store of its own, a gateway, 200 events.",
     "migrate": "Bring the store to the schema of this version.",
 }
@@ -197,5 +198,7 @@ def _tell(error: DispatcherError) -> int:
             return exits.USAGE
         case CannotStart():
             return exits.CANNOT_START
+        case BrokerUnreachable():
+            return exits.BROKER_UNREACHABLE
         case _:
             return exits.PROBLEMS

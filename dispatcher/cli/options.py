@@ -24,8 +24,11 @@ RulebookOption = Annotated[
 ]
 AmqpOption = Annotated[
     str | None,
-    # Told apart from a misspelt flag, and refused with the reason: this version takes events from its own store.
-    typer.Option("--amqp", metavar="URL", help="The broker to take events from.", show_default=False, hidden=True),
+    typer.Option("--amqp", metavar="URL", help="The broker, amqp://USER:PASSWORD@HOST/VHOST.", show_default=False),
+]
+HttpOption = Annotated[
+    str | None,
+    typer.Option("--http", metavar="HOST:PORT", help="Where to serve health and metrics.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AccountOption = Annotated[str | None, typer.Option("--account", metavar="KEY", help="Only of this account.")]

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from dispatcher.cli.options import AmqpOption, RulebookOption, StoreOption, new_app, read_settings
+from dispatcher.cli.options import AmqpOption, HttpOption, RulebookOption, StoreOption, new_app, read_settings
 
 app = new_app(
     examples=(
         "dispatcher run               # until SIGTERM or Ctrl-C; both drain first",
         "dispatcher run --drain       # work off what is there and due, then end",
         "dispatcher run --store sqlite:////var/lib/dispatcher/store.db",
+        "dispatcher run --amqp amqp://vumi:PASSWORD@broker/vumi --http 127.0.0.1:9464",
         "kill -HUP PID                # read the rulebook again; a bad one is refused",
     )
 )
@@ -25,6 +26,7 @@ def run(
     store: StoreOption = None,
     rulebook: RulebookOption = None,
     amqp: AmqpOption = None,
+    http: HttpOption = None,
     log_level: Annotated[
         str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
     ] = None,
@@ -37,7 +39,9 @@ def run(
     SIGTERM and SIGINT drain: nothing more is taken, what is in hand is finished, then the worker ends with 0. A second
     one, or DISPATCHER_DRAIN_SECONDS, ends it with 75; what was under way goes on at the next start.
     """
-    settings = read_settings(store=store, rulebook=rulebook, amqp_url=amqp, log_level=log_level, log_format=log_format)
+    settings = read_settings(
+        store=store, rulebook=rulebook, amqp_url=amqp, http=http, log_level=log_level, log_format=log_format
+    )
     from dispatcher import failpoints, telemetry  # noqa: PLC0415 - see main
     from dispatcher.worker.loop import run_worker  # noqa: PLC0415
 
