@@ -27,11 +27,18 @@ class Emit:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A message for a broker: it goes into the outbox with the step's own commit and is relayed after it."""
+    """A message for a broker: it goes into the outbox with the step's own commit and is relayed after it.
+
+    `message_id` is what the broker is told that it is called; left out, one is derived from the step. With `keyed`,
+    whoever gets it knows a repetition by that id: one whose fate is unknown is published again, whatever
+    `on_unknown` says.
+    """
 
     exchange: str
     routing_key: str
     body: Mapping[str, Any]
+    message_id: str | None = None
+    keyed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
