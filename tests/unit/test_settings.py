@@ -77,7 +77,7 @@ def test_any_other_store_is_refused_with_what_to_write(url, said):
 
 
 def test_a_password_in_a_url_is_not_repeated():
-    environ = {"DISPATCHER_STORE": "postgresql://me:s3cret@host/db", "DISPATCHER_AMQP_URL": "amqp://me:s3cret@host"}
+    environ = {"DISPATCHER_STORE": "postgresql://me:s3cret@host/db", "DISPATCHER_AMQP_URL": "amqp//me:s3cret@host"}
 
     assert "s3cret" not in "".join(refused(environ))
 
@@ -130,13 +130,129 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("environ", "flags", "name"),
-    [({"DISPATCHER_AMQP_URL": "amqp://h"}, {}, "DISPATCHER_AMQP_URL"), ({}, {"amqp_url": "amqp://h"}, "--amqp")],
+    ("url", "shown"),
+    [
+        ("amqp://broker", "amqp://broker"),
+        ("amqp://vumi@broker:5673/vumi", "amqp://vumi@broker:5673/vumi"),
+        ("amqp://vumi:s3cret@broker/%2Fvumi", "amqp://vumi:***@broker/%2Fvumi"),
+        ("amqps://vumi:s3cr%2Fet@[::1]:5671/", "amqps://vumi:***@[::1]:5671/"),
+        ("amqp://:s3cret@broker", "amqp://:***@broker"),
+    ],
 )
-def test_a_broker_is_refused_for_now_rather_than_ignored(environ, flags, name):
-    (message,) = refused(environ, **flags)
+def test_a_broker_is_named_by_a_url_that_is_shown_without_its_password(url, shown):
+    settings = load_settings({}, amqp_url=url)
 
-    assert message.startswith(f"{name} is set, but this version takes events from its own store")
+    assert settings.amqp_url == url
+    assert settings.amqp_url_shown == shown
+    assert "s3cr" not in repr(settings)
+
+
+def test_without_a_url_there_is_no_broker_to_show():
+    settings = load_settings({})
+
+    assert (settings.amqp_url, settings.amqp_url_shown, settings.http_address) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("broker:5672", "a broker is named by a URL"),
+        ("http://me:s3cret@broker", "http:// is no broker"),
+        ("s3cret s://me@broker", "this is no URL"),
+        ("amqp://", "it names no host"),
+        ("amqp://me:s3cret@:5672/", "it names no host"),
+        ("amqp://me:s3cret@broker:0/", "it names no host"),
+        ("amqp://me:s3cret@broker:99999/", "the host or the port cannot be read"),
+        ("amqp://me:s3cret/@broker/", "the host or the port cannot be read"),
+        ("amqp://me:12/s3cret@broker", "it cannot be read without doubt"),
+        ("amqp://me:s3@cret@broker", "it cannot be read without doubt"),
+        ("amqp://me:s3cret@broker/a/b", "it cannot be read without doubt"),
+        ("amqp://me:s3 cret@broker", "it cannot be read without doubt"),
+        ("amqp://me:12#s3cret@broker", "takes no options"),
+        ("amqp://me:s3cret@broker?heartbeat=5", "takes no options"),
+        ("amqp://me:s3cret%@broker", "a % must be followed by two digits"),
+    ],
+)
+def test_any_other_url_is_refused_without_repeating_what_may_be_a_password(url, said):
+    (message,) = refused({"DISPATCHER_AMQP_URL": url})
+
+    assert message.startswith("DISPATCHER_AMQP_URL: ")
+    assert said in message
+    assert "s3" not in message
+    assert "cret" not in message
+
+
+def test_a_refusal_by_pydantic_itself_repeats_no_input():
+    with pytest.raises(ValidationError) as caught:
+        Settings(amqp_url="http://me:s3cret@broker")
+
+    assert "s3cret" not in str(caught.value)
+
+
+def test_queues_are_separated_by_commas():
+    assert load_settings({"DISPATCHER_AMQP_QUEUES": "vumi.event, survey.event ,"}).amqp_queue_names == (
+        "vumi.event",
+        "survey.event",
+    )
+
+
+@pytest.mark.parametrize(
+    ("queues", "said"),
+    [
+        (",", "at least one queue"),
+        ("a,b,a", 'the queue "a" is named twice'),
+        ("amq.mine", "belong to the broker"),
+        ("q" * 251, "at most 250 bytes"),
+    ],
+)
+def test_queues_that_a_broker_would_refuse_are_refused_at_once(queues, said):
+    (message,) = refused({"DISPATCHER_AMQP_QUEUES": queues})
+
+    assert said in message
+
+
+def test_an_exchange_has_a_name_that_amqp_can_write():
+    assert "at most 255 bytes" in refused({"DISPATCHER_AMQP_EXCHANGE": "é" * 128})[0]
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"DISPATCHER_AMQP_KEY_FILE": "key.pem"}, "DISPATCHER_AMQP_KEY_FILE is the key of no certificate"),
+        (
+            {"DISPATCHER_AMQP_URL": "amqp://me:s3cret@h", "DISPATCHER_AMQP_PASSWORD_FILE": "p"},
+            "DISPATCHER_AMQP_PASSWORD_FILE and DISPATCHER_AMQP_URL both name a password",
+        ),
+        (
+            {"DISPATCHER_AMQP_URL": "amqp://h", "DISPATCHER_AMQP_CA_FILE": "ca.pem"},
+            "DISPATCHER_AMQP_CA_FILE needs TLS, and DISPATCHER_AMQP_URL has none",
+        ),
+    ],
+)
+def test_settings_of_the_broker_that_contradict_each_other_are_refused(environ, said):
+    (message,) = refused(environ)
+
+    assert message.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("address", "read"),
+    [("127.0.0.1:9464", ("127.0.0.1", 9464)), ("[::1]:80", ("::1", 80)), ("localhost:0", ("localhost", 0))],
+)
+def test_the_address_for_health_is_a_host_and_a_port(address, read):
+    assert load_settings({}, http=address).http_address == read
+
+
+@pytest.mark.parametrize("address", ["9464", ":9464", "localhost:", "localhost:http", "h:65536", "::1:80", "a/b:80"])
+def test_any_other_address_is_refused(address):
+    (message,) = refused({}, http=address)
+
+    assert message.startswith("--http: an address is HOST:PORT")
+
+
+@pytest.mark.parametrize(("text", "read"), [("false", False), ("no", False), ("0", False), ("true", True)])
+def test_a_switch_is_read_in_the_usual_words(text, read):
+    assert load_settings({"DISPATCHER_AMQP_DECLARE": text}).amqp_declare is read
 
 
 def test_regions_levels_and_formats_are_read_in_any_case():

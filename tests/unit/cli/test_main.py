@@ -9,7 +9,7 @@ import pytest
 
 from dispatcher.cli import exits, main
 from dispatcher.cli.main import VERBS, run
-from dispatcher.errors import NotFound, NotPossible, StoreInUse, UsageError
+from dispatcher.errors import BrokerUnreachable, NotFound, NotPossible, StoreInUse, UsageError
 
 # What `--help` must not load: each takes a tenth of a second or more.
 HEAVY = ("sqlalchemy", "alembic", "httpx", "jinja2", "yaml", "pydantic", "structlog", "phonenumbers", "rich")
@@ -82,10 +82,17 @@ def test_a_misspelt_variable_is_refused_before_anything_is_done(dispatcher, monk
     assert "DISPATCHER_RULEBOOK" in said.err
 
 
-def test_a_broker_is_refused_as_long_as_there_is_none(dispatcher):
-    said = dispatcher("run", "--drain", "--amqp", "amqp://localhost")
+def test_what_is_no_broker_is_refused_before_anything_is_done(dispatcher, here):
+    said = dispatcher("run", "--drain", "--amqp", "http://localhost")
     assert said.code == exits.CANNOT_START
-    assert "--amqp" in said.err
+    assert said.err.startswith("error: --amqp: ")
+    assert not (here / "store.db").exists()
+
+
+@pytest.mark.parametrize(("verb", "flags"), [("run", ["--amqp", "--http"]), ("publish", ["--amqp"])])
+def test_help_names_the_flags_of_the_broker(dispatcher, verb, flags):
+    said = dispatcher(verb, "--help")
+    assert all(f"  {flag} " in said.out for flag in flags)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +101,7 @@ def test_a_broker_is_refused_as_long_as_there_is_none(dispatcher):
         (NotFound("there is no run x.", hint="Look."), exits.PROBLEMS),
         (NotPossible("it is done already."), exits.PROBLEMS),
         (UsageError("these two exclude each other."), exits.USAGE),
+        (BrokerUnreachable("nobody listens at broker:5672."), exits.BROKER_UNREACHABLE),
         (StoreInUse("the store is in use by process 7."), exits.CANNOT_START),
     ],
 )
