@@ -8,6 +8,11 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 
+# First of all, for it reads a DISPATCHER_* that is meant for the tests themselves. No broker starts until a test asks.
+from tests.harness.fixtures import rabbit, running_rabbit, vhost
+
+__all__ = ["rabbit", "running_rabbit", "vhost"]
+
 CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 

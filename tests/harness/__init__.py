@@ -1,0 +1,1 @@
+"""What tests against real servers need: a private RabbitMQ, a bad network, and clients that are not ours."""
