@@ -18,6 +18,7 @@ Name = Literal[
     "batch.before_flush",  # a batch advanced in memory, nothing written
     "batch.before_commit",  # a batch written, not committed
     "batch.after_commit",  # a batch durable, nothing acked, no call started
+    "delivery.before_ack",  # a broker's deliveries durable, not acked
     "call.before_start",  # a call recorded as started, not yet made
     "call.after_return",  # a call made, its outcome not yet recorded
     "recovery.before_commit",  # what a crash left behind, put right but not committed

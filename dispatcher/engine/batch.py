@@ -19,6 +19,7 @@ from dispatcher.engine.intake import Delivery, Receipt
 from dispatcher.engine.matching import start_runs
 from dispatcher.engine.ports import Connections, Reads
 from dispatcher.engine.records import OPEN_LANE, Run, RunRow, StoredEvent
+from dispatcher.engine.reports import Reports
 from dispatcher.engine.transitions import Transitions
 from dispatcher.engine.unit import CallContext, Layer, Overlay, StepContext
 from dispatcher.plugins.effects import Effect
@@ -83,6 +84,7 @@ class Batch:
         self.queued_calls = 0
         self._began = engine.clock.monotonic()
         self._emitter = Emitter(self.overlay, engine.limits, engine.loop_guard)
+        self._reports = Reports(self.overlay, self._emitter, engine.limits)
         self._transitions = Transitions(self.overlay, self._emitter, engine.limits)
         self._fresh: deque[StoredEvent] = deque()
         self._active: list[Run] = []
@@ -92,8 +94,23 @@ class Batch:
 
     def admit(self, deliveries: Iterable[Delivery]) -> list[Receipt]:
         """Take deliveries; what is new is advanced with this batch."""
-        receipts = self.engine.intake.admit(deliveries, self.overlay)
-        self._go_on_with(receipt.stored for receipt in receipts if receipt.stored is not None)
+        deliveries = list(deliveries)
+        reports = {at for at, delivery in enumerate(deliveries) if delivery.kind == "transport_event"}
+        admitted = iter(
+            self.engine.intake.admit(
+                [delivery for at, delivery in enumerate(deliveries) if at not in reports] if reports else deliveries,
+                self.overlay,
+            )
+        )
+        receipts = [
+            self._reports.admit(delivery) if at in reports else next(admitted) for at, delivery in enumerate(deliveries)
+        ]
+        # What the broker hands out again may have taken a worker down: it is stored first, and advanced by name.
+        self._go_on_with(
+            receipt.stored
+            for delivery, receipt in zip(deliveries, receipts, strict=True)
+            if receipt.stored is not None and not delivery.redelivered
+        )
         return receipts
 
     def start(self, events: Iterable[StoredEvent]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from dispatcher.engine.intake import add_event
-from dispatcher.engine.records import EVENT_STATE, Run, StoredEvent
+from dispatcher.engine.records import EVENT_STATE, OutboxRow, Run, StoredEvent
 from dispatcher.engine.unit import Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import canonical_hash, derived_uuid7, uuid7
@@ -63,41 +64,77 @@ class Emitter:
             events.append(event)
         return events
 
-    def add(self, events: Sequence[Event], emits: Sequence[Emit], run: Run) -> list[StoredEvent]:
+    def add(self, events: Sequence[Event], emits: Sequence[Emit], run: Run, step: Step) -> list[StoredEvent]:
         """Put the events into the batch and return those that may go on; the loop guard stops the others."""
         going_on = []
         for event, emit in zip(events, emits, strict=True):
-            body_hash = canonical_hash(
-                event.account_key, event.conversation_key, event.conversation_type, event.event_type, event.data
-            )
-            count, looped = self._family(event.root_id)
-            stored = add_event(event, self._overlay, body_hash=body_hash)
-            over = event.hops > self._guard.max_hops or count >= self._guard.max_events_per_root
-            self._families[event.root_id] = (count + 1, looped or over)
-            if over:
-                self._overlay.changes.events[stored.seq][EVENT_STATE] = "dead"
-                if not looped:
-                    self._park(event, run, count)
+            stored = self.descend(event, f"chain {run.chain.name!r} emitted", run_id=run.run_id)
+            if stored is None:
                 continue
             going_on.append(stored)
             if emit.publish:
                 key = f"{event.conversation_type or 'unknown'}.{event.event_type}"
-                self._outbox(EVENT_EXCHANGE, key, _to_json(encode(event)), event.event_id, run)
+                body = _to_json(encode(event))
+                self._outbox(
+                    run, step, to=(EVENT_EXCHANGE, key), body=body, message_id=event.event_id, lane="",
+                    on_unknown="resend",
+                )  # fmt: skip
         return going_on
+
+    def descend(
+        self, event: Event, cause: str, *, run_id: str | None = None, body_hash: bytes | None = None
+    ) -> StoredEvent | None:
+        """Put an event into the batch that another event led to; None when the loop guard stops it."""
+        if body_hash is None:
+            body_hash = canonical_hash(
+                event.account_key, event.conversation_key, event.conversation_type, event.event_type, event.data
+            )
+        count, looped = self._family(event.root_id)
+        stored = add_event(event, self._overlay, body_hash=body_hash)
+        over = event.hops > self._guard.max_hops or count >= self._guard.max_events_per_root
+        self._families[event.root_id] = (count + 1, looped or over)
+        if not over:
+            return stored
+        self._overlay.changes.events[stored.seq][EVENT_STATE] = "dead"
+        if not looped:
+            self._park(event, cause, run_id, count)
+        return None
 
     def publish(self, publishes: Sequence[Publish], run: Run, step: Step) -> None:
         """Put messages for a broker into the outbox."""
+        connection = step.settled.connection if step.settled is not None else None
+        lane = connection if connection is not None and connection.startswith("sender:") else ""
         for index, message in enumerate(publishes):
-            message_id = derived_uuid7(self._overlay.now_ms, run.run_id, step.id, "publish", index, repr(run.cursor))
-            self._outbox(
-                message.exchange, message.routing_key, _to_json(plain_json(message.body, self._limits)), message_id, run
+            message_id = message.message_id or derived_uuid7(
+                self._overlay.now_ms, run.run_id, step.id, "publish", index, repr(run.cursor)
             )
+            body = _to_json(plain_json(message.body, self._limits))
+            on_unknown = "resend" if message.keyed else step.on_unknown
+            self._outbox(
+                run, step, to=(message.exchange, message.routing_key), body=body, message_id=message_id, lane=lane,
+                on_unknown=on_unknown,
+            )  # fmt: skip
 
-    def _outbox(self, exchange: str, routing_key: str, body: str, message_id: str, run: Run) -> None:
-        now = self._overlay.now_text
-        destination = f"amqp:{exchange}/{routing_key}"
-        row = (destination, body, message_id, "ready", now, run.stored.event.event_id, run.run_id, now)
-        self._overlay.changes.outbox.append(row)
+    def _outbox(
+        self,
+        run: Run,
+        step: Step,
+        *,
+        to: tuple[str, str],
+        body: str,
+        message_id: str,
+        lane: str,
+        on_unknown: Literal["hold", "resend", "fail"],
+    ) -> None:
+        overlay, event = self._overlay, run.stored.event
+        exchange, routing_key = to
+        overlay.changes.outbox.append(
+            OutboxRow(
+                overlay.reads.reserve("outbox"), f"amqp:{exchange}/{routing_key}", body, message_id, "ready", 0,
+                overlay.now_text, lane, on_unknown, event.account_key, event.event_id, run.run_id, step.id,
+                overlay.now_text,
+            )
+        )  # fmt: skip
 
     def _family(self, root_id: str) -> tuple[int, bool]:
         known = self._families.get(root_id)
@@ -105,10 +142,10 @@ class Emitter:
             known = self._families[root_id] = self._overlay.reads.family(root_id)
         return known
 
-    def _park(self, event: Event, run: Run, count: int) -> None:
+    def _park(self, event: Event, cause: str, run_id: str | None, count: int) -> None:
         """One dead letter tells of the whole loop; the events that it stopped are stored as dead, each."""
         detail = (
-            f"chain {run.chain.name!r} emitted {event.event_type!r} at hop {event.hops} "
+            f"{cause} {event.event_type!r} at hop {event.hops} "
             f"(at most {self._guard.max_hops}), event {count + 1} of its root {event.root_id} "
             f"(at most {self._guard.max_events_per_root}); nothing further runs from here"
         )
@@ -120,7 +157,7 @@ class Emitter:
                 detail,
                 event.account_key,
                 event.event_id,
-                run.run_id,
+                run_id,
                 _to_json(encode(event)).encode(),
                 self._overlay.now_text,
             )

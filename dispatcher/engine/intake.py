@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal
 
 from dispatcher.engine.records import Changes, StoredEvent, as_text
@@ -12,7 +13,10 @@ from dispatcher.engine.unit import Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import canonical_hash, uuid7
 from dispatcher.events.limits import Limits, Refusal
-from dispatcher.events.wire import Envelope, decode
+from dispatcher.events.wire import LONGEST_KEY, Envelope, decode
+
+# What refused deliveries are remembered under; no event has an empty account.
+_REFUSED = ""
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
@@ -65,7 +69,7 @@ class Intake:
         receipts = []
         for delivery, envelope in opened:
             if isinstance(envelope, Refusal):
-                receipts.append(_refuse(overlay, delivery, envelope.code, envelope.detail))
+                receipts.append(refuse(overlay, delivery, envelope.code, envelope.detail))
                 continue
             body_hash = canonical_hash(
                 envelope.account_key,
@@ -82,10 +86,17 @@ class Intake:
                     continue
                 if earlier is not None:
                     detail = "an event with this id and another content was seen before"
-                    receipts.append(_refuse(overlay, delivery, "id_conflict", detail, envelope))
+                    receipts.append(refuse(overlay, delivery, "id_conflict", detail, envelope))
                     continue
                 known[key] = body_hash
+            else:
+                repeated = find_repetition(overlay, delivery, envelope.account_key, body_hash)
+                if repeated is not None:
+                    receipts.append(repeated)
+                    continue
             stored = self._store(envelope, delivery, body_hash, overlay)
+            if envelope.event_id is None:
+                remember(overlay, delivery, envelope.account_key, body_hash, stored.event.event_id)
             receipts.append(Receipt("stored", event_id=stored.event.event_id, stored=stored))
         return receipts
 
@@ -96,6 +107,8 @@ class Intake:
             return refusal
         if delivery.message_id:
             # The source's own envelope is the stronger identity: it is what the broker would deliver again.
+            if len(delivery.message_id) > LONGEST_KEY or "\0" in delivery.message_id:
+                return Refusal("wrong_type", f"message_id: a text of 1 to {LONGEST_KEY} characters is needed")
             envelope.event_id = delivery.message_id
         return envelope
 
@@ -155,8 +168,13 @@ def add_event(event: Event, overlay: Overlay, *, body_hash: bytes, weak: bool = 
     return StoredEvent(seq, event, now_text)
 
 
-def _refuse(overlay: Overlay, delivery: Delivery, code: str, detail: str, envelope: Envelope | None = None) -> Receipt:
+def refuse(overlay: Overlay, delivery: Delivery, code: str, detail: str, envelope: Envelope | None = None) -> Receipt:
     """Park the delivery with its raw bytes; the others go on."""
+    body_hash = blake2b(delivery.body, digest_size=16).digest()
+    event_id = envelope.event_id if envelope else delivery.message_id
+    if find_repetition(overlay, delivery, _REFUSED, body_hash) is not None:
+        return Receipt("refused", event_id=event_id, code=code, detail=detail)
+    remember(overlay, delivery, _REFUSED, body_hash, None)
     overlay.changes.dead_letters.append(
         (
             uuid7(overlay.now_ms),
@@ -164,10 +182,35 @@ def _refuse(overlay: Overlay, delivery: Delivery, code: str, detail: str, envelo
             code,
             detail,
             envelope.account_key if envelope else None,
-            envelope.event_id if envelope else delivery.message_id,
+            event_id,
             None,
             delivery.body,
             overlay.now_text,
         )
     )
-    return Receipt("refused", event_id=envelope.event_id if envelope else None, code=code, detail=detail)
+    return Receipt("refused", event_id=event_id, code=code, detail=detail)
+
+
+def find_repetition(overlay: Overlay, delivery: Delivery, account_key: str, body_hash: bytes) -> Receipt | None:
+    """Say of a delivery without an id whether the broker brings it again; None when it is new.
+
+    Two equal votes are two events, so only what the broker marks as redelivered may be a repetition. Each delivery
+    whose ack the broker may not have got absorbs one.
+    """
+    if not delivery.redelivered or delivery.epoch is None or delivery.queue is None:
+        return None
+    for epoch, tag, event_id in overlay.reads.unacked(delivery.queue, account_key, body_hash, delivery.epoch):
+        if (epoch, tag) not in overlay.absorbed:
+            overlay.absorbed.add((epoch, tag))
+            # It stands for the new delivery from now on: that one may come again too.
+            overlay.changes.unacked_moved.append((delivery.epoch, delivery.tag, epoch, tag))
+            return Receipt("duplicate", event_id=event_id)
+    return None
+
+
+def remember(overlay: Overlay, delivery: Delivery, account_key: str, body_hash: bytes, event_id: str | None) -> None:
+    """Remember a delivery without an id until the broker surely has its ack."""
+    if delivery.epoch is not None:
+        overlay.changes.unacked.append(
+            (delivery.epoch, delivery.tag, delivery.queue, account_key, body_hash, event_id, overlay.now_text[:10])
+        )

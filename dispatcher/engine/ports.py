@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from dispatcher.engine.records import Texted
 from dispatcher.plugins.context import Contact, Message
 from dispatcher.plugins.services import Sender, Service
 
@@ -41,8 +42,16 @@ class Reads(Protocol):
         """Return how many events descend from this root, and whether one of them was stopped by the loop guard."""
         ...
 
+    def texted(self, message_id: str) -> Texted | None:
+        """Return what is known of a text that went out, None when none of ours has this id."""
+        ...
+
+    def unacked(self, queue: str, account_key: str, body_hash: bytes, epoch: str) -> list[tuple[str, int, str | None]]:
+        """Return (epoch, tag, event id) of equal deliveries of other epochs whose ack the broker may not have got."""
+        ...
+
     def reserve(self, table: str) -> int:
-        """Return a fresh `seq` for a row of `events` or `runs`."""
+        """Return a fresh `seq` for a row of `events`, `runs` or `outbox`."""
         ...
 
 

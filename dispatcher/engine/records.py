@@ -48,7 +48,11 @@ MESSAGE_COLUMNS = (
     "message_id", "account_key", "to_addr", "from_addr", "content", "segments", "encoding", "sender", "state",
     "gateway_id", "error", "event_id", "run_id", "step", "at", "received_on",
 )  # fmt: skip
-OUTBOX_COLUMNS = ("destination", "body", "message_id", "state", "not_before", "event_id", "run_id", "at")
+OUTBOX_COLUMNS = (
+    "seq", "destination", "body", "message_id", "state", "attempt", "not_before", "lane", "on_unknown", "account_key",
+    "event_id", "run_id", "step", "at",
+)  # fmt: skip
+UNACKED_COLUMNS = ("epoch", "tag", "queue", "account_key", "body_hash", "event_id", "received_on")
 DEAD_LETTER_COLUMNS = ("dead_id", "kind", "reason", "detail", "account_key", "event_id", "run_id", "body", "at")
 
 # A run that is due but waits for no call slot is in this lane; others are in the lane of their connection.
@@ -122,6 +126,51 @@ class RunRow:
 
 
 @dataclass(slots=True)
+class OutboxRow:
+    """Something that is yet to be handed to a broker; the fields are OUTBOX_COLUMNS, in their order.
+
+    It is `ready`, `sending` (handed to the publisher, with no confirm on record) or `held` (nobody knows whether it
+    was published, and a person is to say). `lane` names the connection whose rate it keeps, `on_unknown` what becomes
+    of it when its fate is unknown.
+    """
+
+    seq: int
+    destination: str
+    body: str
+    message_id: str
+    state: Literal["ready", "sending", "held"]
+    attempt: int
+    not_before: str
+    lane: str
+    on_unknown: Literal["hold", "resend", "fail"]
+    account_key: str
+    event_id: str
+    run_id: str
+    step: str
+    at: str
+
+    @property
+    def is_text(self) -> bool:
+        """Whether this is a text to a person, with a row in `messages` under the same id."""
+        return self.lane.startswith("sender:")
+
+
+@dataclass(frozen=True, slots=True)
+class Texted:
+    """A text that went out, as far as a transport's report on it needs to know: with the event that caused it."""
+
+    account_key: str
+    to_addr: str
+    sender: str
+    state: str
+    event_id: str
+    conversation_key: str | None
+    root_id: str | None
+    hops: int
+    traceparent: str | None
+
+
+@dataclass(slots=True)
 class Changes:
     """What one batch writes: rows by table. The store flushes them in one fixed order of tables and keys."""
 
@@ -138,7 +187,13 @@ class Changes:
     contacts: dict[tuple[str, str], Contact] = field(default_factory=dict)
     opt_outs: dict[tuple[str, str], tuple[str, str] | None] = field(default_factory=dict)
     messages: dict[str, tuple[Message, str, str, str]] = field(default_factory=dict)
-    outbox: list[tuple[Any, ...]] = field(default_factory=list)
+    # (state, gateway_id, error, message_id) of texts that a transport reported on
+    message_states: list[tuple[str, str | None, str | None, str]] = field(default_factory=list)
+    outbox: list[OutboxRow] = field(default_factory=list)
+    # Deliveries without an id that the broker may bring again: new ones, and (new epoch, new tag, epoch, tag) of those
+    # that it did bring again.
+    unacked: list[tuple[Any, ...]] = field(default_factory=list)
+    unacked_moved: list[tuple[str, int, str, int]] = field(default_factory=list)
     dead_letters: list[tuple[Any, ...]] = field(default_factory=list)
 
     @property

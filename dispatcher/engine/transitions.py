@@ -163,7 +163,7 @@ class Transitions:
             return []
         if layer is not None:
             layer.merge()
-        emitted = self._emitter.add(events, outcome.emits, run) if events else []
+        emitted = self._emitter.add(events, outcome.emits, run, step) if events else []
         if outcome.publishes:
             self._emitter.publish(outcome.publishes, run, step)
         if cursor is not None:

@@ -34,6 +34,8 @@ class Overlay:
         self.changes = Changes()
         self.contacts: dict[Key, Contact | None] = {}
         self.opt_outs: dict[Key, str | None] = {}
+        # Deliveries of earlier epochs that were found to come again in this batch.
+        self.absorbed: set[tuple[str, int]] = set()
 
     def contact(self, key: Key) -> Contact | None:
         """Return the contact with this key as the batch sees it."""

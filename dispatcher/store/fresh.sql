@@ -14,8 +14,7 @@ CREATE TABLE facts ( name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name)
 CREATE TABLE messages ( seq INTEGER NOT NULL, message_id TEXT NOT NULL, account_key TEXT NOT NULL, to_addr TEXT NOT NULL, from_addr TEXT, content TEXT NOT NULL, segments INTEGER NOT NULL, encoding TEXT NOT NULL, sender TEXT NOT NULL, state TEXT NOT NULL, gateway_id TEXT, error TEXT, event_id TEXT NOT NULL, run_id TEXT NOT NULL, step TEXT NOT NULL, at TEXT NOT NULL, received_on TEXT NOT NULL, PRIMARY KEY (seq) );
 CREATE UNIQUE INDEX messages_by_id ON messages (message_id);
 CREATE TABLE opt_outs ( account_key TEXT NOT NULL, msisdn TEXT NOT NULL, reason TEXT NOT NULL, at TEXT NOT NULL, PRIMARY KEY (account_key, msisdn) ) WITHOUT ROWID;
-CREATE TABLE outbox ( seq INTEGER NOT NULL, destination TEXT NOT NULL, body TEXT NOT NULL, message_id TEXT NOT NULL, state TEXT NOT NULL, attempt INTEGER DEFAULT 0 NOT NULL, not_before TEXT NOT NULL, owner TEXT, lease_token INTEGER, event_id TEXT, run_id TEXT, at TEXT NOT NULL, PRIMARY KEY (seq) );
-CREATE INDEX outbox_ready ON outbox (not_before) WHERE state = 'ready';
+CREATE TABLE outbox ( seq INTEGER NOT NULL, destination TEXT NOT NULL, body TEXT NOT NULL, message_id TEXT NOT NULL, state TEXT NOT NULL, attempt INTEGER DEFAULT 0 NOT NULL, not_before TEXT NOT NULL, owner TEXT, lease_token INTEGER, event_id TEXT, run_id TEXT, at TEXT NOT NULL, lane TEXT DEFAULT '' NOT NULL, on_unknown TEXT DEFAULT 'resend' NOT NULL, account_key TEXT, step TEXT, error TEXT, PRIMARY KEY (seq) );
 CREATE TABLE runs ( seq INTEGER NOT NULL, run_id TEXT NOT NULL, event_seq INTEGER NOT NULL, event_id TEXT NOT NULL, account_key TEXT NOT NULL, chain TEXT NOT NULL, chain_digest TEXT NOT NULL, generation INTEGER NOT NULL, started_at TEXT NOT NULL, received_on TEXT NOT NULL, state TEXT NOT NULL, step TEXT, position INTEGER NOT NULL, attempt INTEGER NOT NULL, due_at TEXT, lane TEXT NOT NULL, error TEXT, cursor TEXT, step_started_at TEXT, resolution TEXT, finished_at TEXT, "key" TEXT, owner TEXT, lease_token INTEGER, PRIMARY KEY (seq), CONSTRAINT runs_once UNIQUE (event_seq, chain, generation) );
 CREATE UNIQUE INDEX runs_by_id ON runs (run_id);
 CREATE INDEX runs_due ON runs (lane, due_at) WHERE due_at IS NOT NULL;
@@ -23,3 +22,7 @@ CREATE INDEX runs_due_by_account ON runs (lane, account_key, due_at) WHERE due_a
 CREATE INDEX runs_open ON runs (state) WHERE state IN ('running', 'held');
 CREATE TABLE steps ( run_seq INTEGER NOT NULL, position INTEGER NOT NULL, attempt INTEGER NOT NULL, step TEXT NOT NULL, handler TEXT NOT NULL, state TEXT NOT NULL, result TEXT, error TEXT, started_at TEXT NOT NULL, finished_at TEXT, received_on TEXT NOT NULL, PRIMARY KEY (run_seq, position, attempt) ) WITHOUT ROWID;
 CREATE TABLE suppressions ( number_hash BLOB NOT NULL, at TEXT NOT NULL, PRIMARY KEY (number_hash) ) WITHOUT ROWID;
+CREATE INDEX outbox_due ON outbox (lane, not_before) WHERE state = 'ready';
+CREATE INDEX outbox_held ON outbox (run_id) WHERE state = 'held';
+CREATE TABLE unacked ( epoch TEXT NOT NULL, tag INTEGER NOT NULL, queue TEXT NOT NULL, account_key TEXT NOT NULL, body_hash BLOB NOT NULL, event_id TEXT, received_on TEXT NOT NULL, PRIMARY KEY (epoch, tag) ) WITHOUT ROWID;
+CREATE INDEX unacked_by_body ON unacked (body_hash);

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from dispatcher.errors import StoreUnusable
 
-HEAD = "0001"
-_KNOWN = ("0001",)
+HEAD = "0002"
+_KNOWN = ("0001", "0002")
 _FRESH = Path(__file__).with_name("fresh.sql")
 
 

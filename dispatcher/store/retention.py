@@ -1,7 +1,8 @@
 """What is forgotten, and when: by outcome, oldest first, in small transactions between the batches.
 
-An event goes with its runs, its steps, its dedupe row, its dead letters and what the outbox sent for it. Nothing is
-forgotten before its dedupe time is over, and nothing while a run of it is open. Contacts and opt-outs stay.
+An event goes with its runs, its steps, its dedupe row and its dead letters; what the outbox holds stays until it is
+handed out. Nothing is forgotten before its dedupe time is over, and nothing while a run of it is open. Contacts and
+opt-outs stay.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ _ROWS = {
             SELECT 1 FROM runs r WHERE r.run_id = m.run_id AND r.state NOT IN ('done', 'failed', 'cancelled')
         ) FROM messages m WHERE m.seq > ? ORDER BY m.seq LIMIT ?
     """,
-    "outbox": "SELECT seq, at, state <> 'sent' FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?",
     "dead_letters": "SELECT seq, at, kind <> 'delivery' FROM dead_letters WHERE seq > ? ORDER BY seq LIMIT ?",
 }
+# What a broker has not brought again by now, it never will.
+_FORGET_UNACKED = "DELETE FROM unacked WHERE received_on < ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,6 @@ class Retention:
         }
         oldest = {
             "messages": _day(now, max(keep.done, keep.failed)),
-            "outbox": limits["done"],
             "dead_letters": limits["failed"],
         }
         with self._store.transaction() as transaction:
@@ -81,6 +82,8 @@ class Retention:
                     self._forget_events(limits)
                 else:
                     self._forget_rows(table, oldest[table])
+            if not self._behind:
+                self._store.connection.execute(_FORGET_UNACKED, (limits["done"],))
             transaction.commit()
         if self._behind:
             return True

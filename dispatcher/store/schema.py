@@ -146,8 +146,32 @@ outbox = Table(
     Column("event_id", Text),
     Column("run_id", Text),
     Column("at", Text, nullable=False),
+    # Whose rate it keeps: a sender's lane, or none.
+    Column("lane", Text, nullable=False, server_default=text("''")),
+    # What becomes of it when nobody knows whether it was published: hold, resend or fail.
+    Column("on_unknown", Text, nullable=False, server_default=text("'resend'")),
+    Column("account_key", Text),
+    Column("step", Text),
+    # Why it was not taken, or why its fate is unknown.
+    Column("error", Text),
 )
-Index("outbox_ready", outbox.c.not_before, sqlite_where=outbox.c.state == text("'ready'"))
+Index("outbox_due", outbox.c.lane, outbox.c.not_before, sqlite_where=outbox.c.state == text("'ready'"))
+Index("outbox_held", outbox.c.run_id, sqlite_where=outbox.c.state == text("'held'"))
+
+# Deliveries without an id whose ack the broker may not have got: should it bring one again, it is known by its body.
+unacked = Table(
+    "unacked",
+    metadata,
+    Column("epoch", Text, primary_key=True),
+    Column("tag", Integer, primary_key=True),
+    Column("queue", Text, nullable=False),
+    Column("account_key", Text, nullable=False),
+    Column("body_hash", LargeBinary, nullable=False),
+    Column("event_id", Text),
+    Column("received_on", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+Index("unacked_by_body", unacked.c.body_hash)
 
 dead_letters = Table(
     "dead_letters",

@@ -14,6 +14,7 @@ from dispatcher.engine.records import (
     RUN_COLUMNS,
     RUN_FIXED,
     STEP_COLUMNS,
+    UNACKED_COLUMNS,
 )
 
 
@@ -58,6 +59,12 @@ UPSERT_MESSAGE = _upsert(
 )
 INSERT_OUTBOX = _insert("outbox", OUTBOX_COLUMNS)
 INSERT_DEAD_LETTER = _insert("dead_letters", DEAD_LETTER_COLUMNS)
+UPDATE_MESSAGE_STATE = (
+    "UPDATE messages SET state = ?, gateway_id = coalesce(?, gateway_id), error = ? WHERE message_id = ?"
+)
+INSERT_UNACKED = _insert("unacked", UNACKED_COLUMNS, "INSERT OR REPLACE")
+MOVE_UNACKED = "UPDATE OR REPLACE unacked SET epoch = ?, tag = ? WHERE epoch = ? AND tag = ?"
+FORGET_ACKED = "DELETE FROM unacked WHERE epoch = ? AND tag <= ?"
 DELETE_SUPPRESSION = "DELETE FROM suppressions WHERE number_hash = ?"
 
 # Reading, within the batch's transaction.
@@ -67,6 +74,17 @@ CONTACT_NUMBER = "SELECT msisdn FROM contacts WHERE account_key = ? AND contact_
 OPT_OUT = "SELECT reason FROM opt_outs WHERE account_key = ? AND msisdn = ?"
 SUPPRESSED = "SELECT number_hash FROM suppressions"
 MESSAGE = f"SELECT {_names(MESSAGE_COLUMNS)} FROM messages WHERE message_id = ?"  # noqa: S608
+TEXTED = """
+SELECT m.account_key, m.to_addr, m.sender, m.state, m.event_id, e.conversation_key, e.root_id, e.hops, e.traceparent
+FROM messages m
+LEFT JOIN event_ids i ON i.account_key = m.account_key AND i.event_id = m.event_id
+LEFT JOIN events e ON e.seq = i.event_seq
+WHERE m.message_id = ?
+"""
+UNACKED = (
+    "SELECT epoch, tag, event_id FROM unacked "
+    "WHERE body_hash = ? AND queue = ? AND account_key = ? AND epoch <> ? ORDER BY received_on, tag"
+)
 FAMILY = "SELECT count(*), coalesce(max(state = 'dead'), 0) FROM events WHERE root_id = ? AND hops > 0"
 
 EVENT_READ = (
@@ -130,3 +148,40 @@ PARK_CRASHED_LETTER = (
     "SELECT ?, 'event', 'crashed', ?, account_key, event_id, ? FROM events WHERE seq = ?"
 )
 SUSPECTS = "SELECT seq FROM events WHERE state = 'new' AND crash_count > 0"
+
+# The outbox and its relay.
+_OUTBOX = _names(OUTBOX_COLUMNS)
+# Each lane that has rows to send: a walk over the index, one probe a lane.
+OUTBOX_LANES = """
+WITH RECURSIVE lanes(lane) AS (
+    SELECT (SELECT min(lane) FROM outbox WHERE state = 'ready')
+    UNION ALL
+    SELECT (SELECT min(lane) FROM outbox WHERE state = 'ready' AND lane > lanes.lane) FROM lanes
+    WHERE lanes.lane IS NOT NULL
+)
+SELECT lane FROM lanes WHERE lane IS NOT NULL
+"""
+OUTBOX_DUE = (
+    f"SELECT {_OUTBOX} FROM outbox WHERE state = 'ready' AND lane = ? AND not_before <= ? "  # noqa: S608
+    "ORDER BY not_before, seq LIMIT ?"
+)
+OUTBOX_NEXT = "SELECT min(not_before) FROM outbox WHERE state = 'ready' AND lane = ?"
+OUTBOX_SENDING = f"SELECT {_OUTBOX} FROM outbox WHERE state = 'sending'"  # noqa: S608
+CLAIM_OUTBOX = "UPDATE outbox SET state = 'sending' WHERE seq = ?"
+DELETE_OUTBOX = "DELETE FROM outbox WHERE seq = ?"
+PUT_OFF_OUTBOX = "UPDATE outbox SET state = 'ready', attempt = ?, not_before = ?, error = ? WHERE seq = ?"
+HOLD_OUTBOX = "UPDATE outbox SET state = 'held', error = ? WHERE seq = ?"
+# A transport may report on a text before its confirm was recorded.
+TEXT_SENT = "UPDATE messages SET state = 'sent', error = NULL WHERE message_id = ? AND state = 'queued'"
+TEXT_OTHERWISE = "UPDATE messages SET state = ?, error = ? WHERE message_id = ? AND state = 'queued'"
+TEXT_STATE = "SELECT state FROM messages WHERE message_id = ?"
+HOLD_DONE_RUN = "UPDATE runs SET state = 'held', error = ? WHERE run_id = ? AND state = 'done'"
+# What a report on a held text settles: it was published.
+DELETE_HELD = "DELETE FROM outbox WHERE state = 'held' AND message_id = ? RETURNING run_id"
+HELD_OF_RUN = "SELECT count(*) FROM outbox WHERE state = 'held' AND run_id = ?"
+RELEASE_RUN = (
+    "UPDATE runs SET state = 'done', error = NULL WHERE run_id = ? AND state = 'held' AND finished_at IS NOT NULL"
+)
+CLOSE_UNKNOWN_LETTERS = (
+    "UPDATE dead_letters SET state = 'replayed' WHERE run_id = ? AND reason = 'unknown' AND state = 'open'"
+)

@@ -89,7 +89,7 @@ def _change_letters(
     from dispatcher.engine.intake import Intake  # noqa: PLC0415 - see `perform`
     from dispatcher.engine.unit import Overlay  # noqa: PLC0415
     from dispatcher.store.letters import Letters  # noqa: PLC0415
-    from dispatcher.store.sqlite import SqliteTransaction  # noqa: PLC0415
+    from dispatcher.store.transaction import SqliteTransaction  # noqa: PLC0415
 
     def take_in(delivery: Delivery) -> Receipt:
         # Within the transaction that closes the letter, so that a crash leaves both or neither.

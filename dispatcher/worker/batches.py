@@ -6,20 +6,26 @@ The order is the guarantee: nothing is acknowledged and no call starts before th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dispatcher import failpoints
 from dispatcher.clock import Clock
 from dispatcher.engine.batch import Batch, CallReturn, Counts
-from dispatcher.engine.intake import Delivery, Receipt
+from dispatcher.engine.intake import Receipt
 from dispatcher.engine.machine import Engine
 from dispatcher.engine.records import OPEN_LANE, Changes, RunRow, as_text
 from dispatcher.errors import DispatcherError, RowsRefused
 from dispatcher.events.identity import uuid7
-from dispatcher.store.sqlite import SqliteStore, SqliteTransaction
+from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.transaction import SqliteTransaction
 from dispatcher.telemetry import log
 from dispatcher.worker.calls import Calls
 from dispatcher.worker.inbox import Inbox
-from dispatcher.worker.work import Work
+from dispatcher.worker.work import Taken, Work
+
+if TYPE_CHECKING:
+    from dispatcher.sources.amqp.consumer import Consumer
+    from dispatcher.worker.relay import Relay
 
 # A batch is to stay below its time budget by its size; this is how fast the estimate follows what is measured.
 _SMOOTHING = 0.2
@@ -37,6 +43,10 @@ class Batches:
         self._seconds_each = 0.0
         self.totals = Counts()
         self._queued: dict[str, int] | None = None
+        # What ties the worker to a broker, when it has one.
+        self.consumer: Consumer | None = None
+        self.relay: Relay | None = None
+        self._acked: dict[str, int] = {}
 
     @property
     def room(self) -> int:
@@ -67,21 +77,27 @@ class Batches:
         if returns:
             failpoints.reach("call.after_return")
         publishing = self._inbox.next_publish() if intake else None
-        if publishing is None and not returns and not (intake or due):
+        told = self.relay is not None and self.relay.wants_turn()
+        if publishing is None and not returns and not told and not (intake or due):
             return False
-        deliveries = publishing.deliveries if publishing else ()
+        taken = Taken(publishing.deliveries if publishing else (), from_broker=publishing is None)
         try:
-            receipts = self._take(room, deliveries, returns, intake=intake, due=due)
+            worked = self._take(room, taken, returns, intake=intake, due=due)
         except DispatcherError as error:
             # Any other exception ends the worker, as a crash does: its event stays in the slot, and is isolated.
             self._engine.guard.leave()
             if publishing is not None:
                 publishing.fail(error)
+            elif self.consumer is not None:
+                self.consumer.put_back(taken.deliveries)
             raise
-        if receipts is None:
+        if not worked:
             return False
         if publishing is not None:
-            publishing.reply(receipts)
+            publishing.reply(taken.receipts)
+        elif self.consumer is not None and taken.deliveries:
+            failpoints.reach("delivery.before_ack")
+            self.consumer.ack(taken.deliveries)
         for returned in returns:
             self._calls.release(returned.call.lane)
         self._calls.forget(len(returns))
@@ -99,22 +115,53 @@ class Batches:
         except RowsRefused as refused:
             self._seek_culprit(work, refused)
 
-    def _take(
-        self, room: int, deliveries: Sequence[Delivery], returns: Sequence[CallReturn], *, intake: bool, due: bool
-    ) -> list[Receipt] | None:
-        """Run one batch over what was handed in and what the store has; None when there was nothing."""
+    def _take(self, room: int, taken: Taken, returns: Sequence[CallReturn], *, intake: bool, due: bool) -> bool:
+        """Run one batch over what was handed in, what the sources bring and what the store has; False for nothing."""
         work = Work()
         try:
             with self._store.transaction() as transaction:
+                settled = self._settle(transaction, room, due=due)
                 # Turns by weight: what came back goes first, then half of the room for what is due, a quarter at
-                # least for what is new; what one input leaves free is the next one's.
+                # least for what is stored as new and for what comes in; what one input leaves free is the next one's.
                 rows = self._due(transaction, max(1, room // 2)) if due else []
-                left = max(room // 4, room - len(returns) - len(rows) - len(deliveries))
+                left = max(room // 4, room - len(returns) - len(rows) - len(taken.deliveries))
                 events = transaction.take_new(left) if intake else []
-                work = Work(deliveries, events, rows, returns)
-                return self._run(transaction, work) if work.size else None
+                if intake and taken.from_broker and self.consumer is not None:
+                    taken.deliveries = self.consumer.take(max(room // 4, left - len(events)))
+                work = Work(taken.deliveries, events, rows, returns)
+                if work.size:
+                    taken.receipts = self._run(transaction, work)
+                elif settled:
+                    transaction.commit()
+                    self._relayed()
+                if work.size or settled:
+                    self._acked.clear()
+                return bool(work.size or settled)
         except RowsRefused as refused:
-            return self._seek_culprit(work, refused)
+            if self.relay is not None:
+                self.relay.rolled_back()
+            taken.receipts = self._seek_culprit(work, refused)
+            return True
+        except BaseException:
+            if self.relay is not None:
+                self.relay.rolled_back()
+            raise
+
+    def _settle(self, transaction: SqliteTransaction, room: int, *, due: bool) -> bool:
+        """Record what the broker has told since the last batch, and claim what is due to be handed to it."""
+        if self.consumer is not None:
+            self._acked.update(self.consumer.surely_acked())
+            for epoch, tag in self._acked.items():
+                transaction.forget_acked(epoch, tag)
+        if self.relay is None:
+            return False
+        settled = self.relay.settle(transaction, room)
+        return bool(self.relay.take_due(transaction, room) if due else 0) or settled > 0
+
+    def _relayed(self) -> None:
+        """The commit has returned: what the broker told is on record, and what was claimed may go."""
+        if self.relay is not None:
+            self.relay.committed()
 
     def _due(self, transaction: SqliteTransaction, room: int) -> list[RunRow]:
         now = as_text(self._clock.now())
@@ -141,10 +188,14 @@ class Batches:
             if work.abandoned:
                 batch.recover(work.abandoned)
             batch.advance()
+            if self.relay is not None and batch.overlay.changes.outbox:
+                self.relay.claim(batch.overlay.changes.outbox)
             transaction.flush(batch.overlay.changes)
             transaction.commit()
         except BaseException:
             batch.abandon()
+            if self.relay is not None:
+                self.relay.rolled_back()
             raise
         transaction.flushed(batch.overlay.changes)
         self._after_commit(batch, work)
@@ -153,6 +204,7 @@ class Batches:
         return receipts
 
     def _after_commit(self, batch: Batch, work: Work) -> None:
+        self._relayed()
         for call in batch.calls:
             failpoints.reach("call.before_start")
             self._calls.start(call)

@@ -22,42 +22,9 @@ from dispatcher.plugins.outcomes import Outcome, RetryLater, Unknown
 from dispatcher.plugins.services import Service
 from dispatcher.telemetry import log
 from dispatcher.worker.guard import CrashGuard
+from dispatcher.worker.lanes import Lane
 
 _PATIENCE_AT_CLOSE = 1.0
-
-
-@dataclass(slots=True)
-class _Lane:
-    """What bounds the calls of one connection: how many at once, and how many may start in a time."""
-
-    concurrency: int
-    per_second: float | None
-    taken: int = 0
-    allowance: float = 1.0
-    counted_at: float = 0.0
-
-    def room(self, now: float) -> int:
-        """How many calls may start now."""
-        free = self.concurrency - self.taken
-        if self.per_second is not None:
-            # A tenth of a second's worth may start at once, so that a rate of hundreds needs no wake-up for each.
-            burst = max(1.0, self.per_second / 10)
-            self.allowance = min(burst, self.allowance + (now - self.counted_at) * self.per_second)
-            self.counted_at = now
-            free = min(free, int(self.allowance))
-        return max(0, free)
-
-    def take(self) -> None:
-        """Count a call that starts."""
-        self.taken += 1
-        if self.per_second is not None:
-            self.allowance -= 1.0
-
-    def pause(self, now: float) -> float | None:
-        """Return in how many seconds the rate allows the next start; None when only a returning call makes room."""
-        if self.taken >= self.concurrency or self.per_second is None:
-            return None
-        return 0.0 if self.room(now) else (1.0 - self.allowance) / self.per_second
 
 
 @dataclass(slots=True)
@@ -78,7 +45,7 @@ class Calls:
         self._guard = guard
         self._wake = wake
         self._threads = threads
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._taken = 0
         self._flights: dict[int, _Flight] = {}
         self._abandoned = 0
@@ -95,10 +62,10 @@ class Calls:
     def configure(self, connections: Mapping[str, Service]) -> None:
         """Set the bounds of each lane; `connections` are keyed as `Settled.connection` names them."""
         lanes = {
-            name: _Lane(service.concurrency, service.rate.per_second if service.rate else None)
+            name: Lane(service.concurrency, service.rate.per_second if service.rate else None)
             for name, service in connections.items()
         }
-        lanes["calls"] = _Lane(self._threads, None)
+        lanes["calls"] = Lane(self._threads, None)
         for name, lane in lanes.items():
             known = self._lanes.get(name)
             if known is not None:
@@ -116,7 +83,7 @@ class Calls:
         if self._full:
             return False
         if lane not in self._lanes:
-            self._lanes[lane] = _Lane(self._threads, None)
+            self._lanes[lane] = Lane(self._threads, None)
         if not self._lanes[lane].room(self._clock.monotonic()):
             return False
         self._lanes[lane].take()

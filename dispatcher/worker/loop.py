@@ -5,18 +5,19 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import threading
 from collections.abc import Callable
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from dispatcher.clock import Clock, SystemClock
 from dispatcher.engine.emits import LoopGuard
 from dispatcher.engine.machine import Budget, Engine
 from dispatcher.engine.records import as_time
-from dispatcher.errors import CannotStart, DispatcherError, RulebookRefused, StoreUnusable
+from dispatcher.errors import CannotStart, DispatcherError, StoreUnusable
 from dispatcher.events.limits import Limits
 from dispatcher.plugins.registry import load_registry
 from dispatcher.rules.plan import Plan, load_plan
+from dispatcher.senders.vumi import VumiSender
 from dispatcher.settings import Settings, process_environ
 from dispatcher.store.lock import slot_path, socket_path
 from dispatcher.store.retention import Keep, Retention
@@ -26,18 +27,25 @@ from dispatcher.text.numbers import normalise_number
 from dispatcher.worker.administration import perform
 from dispatcher.worker.batches import Batches
 from dispatcher.worker.calls import Calls
-from dispatcher.worker.connections import OpenConnections, PinnedChains
 from dispatcher.worker.control import ControlServer, WorkerStopping
 from dispatcher.worker.guard import EXIT_RESTART, CrashGuard, Watchdog
 from dispatcher.worker.inbox import Inbox
 from dispatcher.worker.recovery import Recovery
+from dispatcher.worker.rulebooks import Rulebooks, tell_disabled
 from dispatcher.worker.signals import Signals, Wakeup
+
+if TYPE_CHECKING:
+    from dispatcher.worker.broker import Broker
 
 _REPORT_EVERY = 10.0
 _CHECK_ROOM_EVERY = 1.0
 _PAUSE_AFTER_STORE_ERROR = 1.0
 _SAY_AGAIN_AFTER = 60.0
 _RETENTION_EVERY = 3600.0
+# While it drains: how often the broker is asked whether anything is left.
+_ASK_BROKER_EVERY = 0.05
+# The last of a drain: how long acks and confirms that are on their way may take.
+_FAREWELL_SECONDS = 2.0
 # Objects that a batch makes die with it; a collection for each 700 of them, Python's default, finds nothing.
 _GC_THRESHOLD = 50_000
 
@@ -49,12 +57,15 @@ def run_worker(settings: Settings, *, drain: bool) -> int:
     """
 
     def load() -> Plan:
-        return load_plan(
+        plan = load_plan(
             settings.rulebook,
             load_registry(),
             default_region=settings.default_region,
             environ=process_environ(),
         )
+        if settings.amqp_url is None:
+            _refuse_texts_by_broker(plan)
+        return plan
 
     plan = load()
     worker = Worker(settings, SqliteStore.open(settings.store_path), plan, load=load)
@@ -75,7 +86,6 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._store = store
-        self._load = load
         self._clock = clock or SystemClock()
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup)
@@ -86,15 +96,17 @@ class Worker:
             warn_after=settings.handler_warn_ms / 1000,
         )
         self._calls = Calls(threads=settings.call_threads, clock=self._clock, guard=self._guard, wake=self._wakeup.set)
-        self._connections = OpenConnections(plan)
-        # Connections of earlier rulebooks, each with the calls that may still go through them.
-        self._replaced: list[tuple[OpenConnections, frozenset[int]]] = []
-        self._chains = PinnedChains(plan, store.chain_text)
+        self._rulebooks = Rulebooks(plan, load=load, stored_text=store.chain_text, wake=self._wakeup.set)
         self._inbox = Inbox(self._wakeup.set)
+        self._broker: Broker | None = None
+        if settings.amqp_url is not None:
+            from dispatcher.worker.broker import Broker  # noqa: PLC0415 - brings pika, which not every worker needs
+
+            self._broker = Broker(settings, plan, self._clock, self._wakeup.set)
         self._engine = Engine(
             plan=plan,
-            chains=self._chains,
-            connections=self._connections,
+            chains=self._rulebooks.chains,
+            connections=self._rulebooks.connections,
             slots=self._calls,
             guard=self._guard,
             clock=self._clock,
@@ -113,8 +125,6 @@ class Worker:
         self._retention = Retention(store, keep)
         self._forgetting = False
         self._control = ControlServer(socket_path(store.path), self._inbox.submit)
-        self._loading = False
-        self._reloaded: list[Plan | DispatcherError] = []
         self._paused: str | None = None
         self._said: dict[str, float] = {}
         self._next: dict[str, float] = {}
@@ -124,14 +134,14 @@ class Worker:
         unexpected = True
         watchdog = Watchdog(self._guard, self._clock, hang_after=self._settings.handler_hang_seconds, end=os._exit)
         try:
-            self._connections.open()
-            self._calls.configure(self._connections.by_lane)
+            self._rulebooks.connections.open()
+            self._calls.configure(self._rulebooks.connections.by_lane)
             self._signals.install()
             self._control.start()
             watchdog.start()
             plan = self._engine.plan
             log.info("worker.started", store=str(self._store.path), chains=len(plan.chains), rulebook=plan.digest[:12])
-            _tell_disabled(plan)
+            tell_disabled(plan)
             # The plan is as large as the rulebook and never garbage; collections need not walk over it.
             gc.collect()
             gc.freeze()
@@ -139,6 +149,8 @@ class Worker:
             # Reading the first number loads the tables for all: not while an event is in hand.
             normalise_number("+27821230000", None)
             self._recover()
+            if self._broker is not None:
+                self._broker.start(self._store, self._batches, self._rulebooks.connections.by_lane)
             code = self._loop(drain=drain)
             unexpected = False
         except DispatcherError:
@@ -160,6 +172,8 @@ class Worker:
                 stopping_since = self._clock.monotonic()
                 # A call that starts now may outlast the patience of whoever asked, and then nobody knows its outcome.
                 self._calls.hold()
+                if self._broker is not None:
+                    self._broker.consumer.hold()
                 log.info("worker.draining", calls=self._calls.under_way)
             if self._calls.exhausted:
                 log.error("calls.exhausted", threads=self._settings.call_threads, exit_code=EXIT_RESTART)
@@ -168,6 +182,7 @@ class Worker:
             if worked:
                 continue
             idle = not self._calls.under_way and not self._calls.has_returns
+            idle = idle and (self._broker is None or self._broker.relay.in_flight == 0)
             if stopping_since is not None:
                 if idle:
                     return 0
@@ -178,8 +193,9 @@ class Worker:
             elif drain and idle and not self._batches.queued:
                 if self._paused is not None:
                     raise StoreUnusable(f"nothing new is taken: {self._paused}.", hint="Events stay where they are.")
-                return 0
-            self._sleep(stopping_since)
+                if self._broker is None or self._broker.drained(self._store):
+                    return 0
+            self._sleep(stopping_since, drain=drain)
 
     def _turn(self, *, stopping: bool, drain: bool) -> bool:
         """Do one round of everything that is to be done; False when there was nothing."""
@@ -241,10 +257,12 @@ class Worker:
             log.info("sources.resumed")
         self._paused = reason
 
-    def _sleep(self, stopping_since: float | None) -> None:
+    def _sleep(self, stopping_since: float | None, *, drain: bool) -> None:
         pauses = [self._calls.next_deadline(), self._calls.next_start(self._batches.queued)]
         if stopping_since is None:
             pauses += [self._next_due(), 0.0 if self._forgetting else None]
+            if self._broker is not None:
+                pauses += [self._broker.relay.next_due(self._store), _ASK_BROKER_EVERY if drain else None]
             pauses.append(_CHECK_ROOM_EVERY if self._paused else _RETENTION_EVERY)
         else:
             pauses.append(max(0.0, self._settings.drain_seconds - (self._clock.monotonic() - stopping_since)) + 0.01)
@@ -278,49 +296,18 @@ class Worker:
         ).run()
 
     def _reload(self) -> None:
-        """Swap the plan when a new one is ready; a bad rulebook never replaces a good one."""
-        # One after the other: what was read first must not replace what was read last.
-        if self._signals.reload and not self._loading:
-            self._signals.reload, self._loading = False, True
-            threading.Thread(target=self._load_again, name="reload", daemon=True).start()
-        while self._reloaded:
-            found = self._reloaded.pop(0)
-            if isinstance(found, DispatcherError):
-                problems = [str(problem) for problem in getattr(found, "problems", ())]
-                log.error("rulebook.refused", error=str(found), problems=problems)
-                continue
-            connections = OpenConnections(found)
-            try:
-                connections.open()
-            except CannotStart as error:
-                log.error("rulebook.refused", error=str(error))
-                continue
-            self._replaced.append((self._connections, self._calls.flights))
-            self._connections = connections
-            self._engine.plan = found
-            self._chains.replace(found)
-            self._engine.connections = connections
-            self._calls.configure(connections.by_lane)
-            log.info("rulebook.reloaded", chains=len(found.chains), rulebook=found.digest[:12])
-            _tell_disabled(found)
-        self._close_replaced()
-
-    def _close_replaced(self) -> None:
-        """Close connections of earlier rulebooks that no call goes through any more."""
-        if self._replaced:
-            flights = self._calls.flights
-            for entry in [entry for entry in self._replaced if flights.isdisjoint(entry[1])]:
-                self._replaced.remove(entry)
-                entry[0].close()
-
-    def _load_again(self) -> None:
-        try:
-            self._reloaded.append(self._load())
-        except (RulebookRefused, CannotStart) as error:
-            self._reloaded.append(error)
-        finally:
-            self._loading = False
-            self._wakeup.set()
+        """Swap the plan when a new one is ready."""
+        if self._signals.reload:
+            self._signals.reload = False  # first: a signal that comes meanwhile asks for another one
+            if not self._rulebooks.load():
+                self._signals.reload = True
+        if not self._rulebooks.replace(lambda: self._calls.flights):
+            return
+        self._engine.plan = self._rulebooks.plan
+        self._engine.connections = self._rulebooks.connections
+        self._calls.configure(self._rulebooks.connections.by_lane)
+        if self._broker is not None:
+            self._broker.reloaded(self._rulebooks.plan, self._rulebooks.connections.by_lane)
 
     def _every(self, what: str, seconds: float) -> bool:
         now = self._clock.monotonic()
@@ -340,8 +327,11 @@ class Worker:
         self._control.stop()
         self._inbox.refuse_all(WorkerStopping("the worker has stopped.", hint="Try again."))
         self._calls.close()
-        for connections in (self._connections, *(connections for connections, _ in self._replaced)):
-            connections.close()
+        if self._broker is not None:
+            self._broker.stop(_FAREWELL_SECONDS)
+            if orderly:
+                self._broker.settle(self._store)
+        self._rulebooks.close()
         # Calls that are still out are told by the journal (`started`); the slots only name crash suspects. What
         # nobody expected is one: it would come again with the same event, for ever.
         self._guard.close(orderly=orderly)
@@ -350,10 +340,13 @@ class Worker:
         self._wakeup.close()
 
 
-def _tell_disabled(plan: Plan) -> None:
-    """Tell which chains do not run for want of a plugin: one line a plugin, with the first few of its chains."""
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in plan.disabled.items():
-        by_reason.setdefault(reason, []).append(name)
-    for reason, names in by_reason.items():
-        log.error("chain.disabled", chains=len(names), such_as=names[:5], reason=reason)
+def _refuse_texts_by_broker(plan: Plan) -> None:
+    """Raise CannotStart when a chain sends by a sender that needs a broker: there is none."""
+    for chain in plan.chains:
+        for step in chain.steps:
+            kind, _, name = (step.settled.connection or "" if step.settled else "").partition(":")
+            if kind == "sender" and isinstance(plan.senders[name], VumiSender):
+                raise CannotStart(
+                    f"the chain {chain.name!r} sends by {name!r}, which publishes to RabbitMQ, and no broker is named.",
+                    hint="Give --amqp or DISPATCHER_AMQP_URL.",
+                )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from dispatcher.engine.batch import CallReturn
-from dispatcher.engine.intake import Delivery
+from dispatcher.engine.intake import Delivery, Receipt
 from dispatcher.engine.records import RunRow, StoredEvent
 
 
@@ -23,18 +23,27 @@ class Work:
     @property
     def size(self) -> int:
         """How many things there are to do."""
-        return sum(len(getattr(self, field.name)) for field in fields(self))
+        return sum(len(getattr(self, each.name)) for each in fields(self))
 
     def halves(self) -> tuple[Work, Work]:
         """Split in two, keeping the order of each input; both halves of two things or more have at least one."""
         first: dict[str, Sequence[object]] = {}
         second: dict[str, Sequence[object]] = {}
         odd_to_first = True
-        for field in fields(self):
-            items: Sequence[object] = getattr(self, field.name)
+        for each in fields(self):
+            items: Sequence[object] = getattr(self, each.name)
             middle = len(items) // 2
             if len(items) % 2:
                 middle += odd_to_first
                 odd_to_first = not odd_to_first
-            first[field.name], second[field.name] = items[:middle], items[middle:]
+            first[each.name], second[each.name] = items[:middle], items[middle:]
         return Work(**first), Work(**second)  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class Taken:
+    """What a batch took in: from whoever asked over the control socket, or `from_broker`; and what became of it."""
+
+    deliveries: Sequence[Delivery]
+    from_broker: bool
+    receipts: list[Receipt] = field(default_factory=list)

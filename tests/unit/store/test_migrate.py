@@ -19,7 +19,7 @@ from dispatcher.store.sqlite import SqliteStore
 
 def test_migrating_from_nothing_leads_to_the_schema(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
-    assert migrate.upgrade(path) == ["0001"]
+    assert migrate.upgrade(path) == ["0001", "0002"]
     engine = sqlalchemy.create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []

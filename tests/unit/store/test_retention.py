@@ -151,20 +151,30 @@ chains:
     assert len(world.rows("contacts")) == len(world.rows("opt_outs")) == 1
 
 
-def test_letters_of_deliveries_and_old_messages_and_what_was_sent_go_by_age(world):
+def test_letters_of_deliveries_and_old_messages_go_by_age_and_what_waits_for_a_broker_stays(world):
     world.rules(CHAIN).publish({"event_id": "e1"}, b"nonsense")
-    row = ("amqp:x/y", "{}", as_text(world.clock.now()), as_text(world.clock.now()))
-    for state in ("sent", "ready"):
-        world.store.connection.execute(
-            "INSERT INTO outbox (destination, body, message_id, state, not_before, at) VALUES (?, ?, ?, ?, ?, ?)",
-            (row[0], row[1], state, state, row[2], row[3]),
-        )
+    now = as_text(world.clock.now())
+    world.store.connection.execute(
+        "INSERT INTO outbox (destination, body, message_id, state, not_before, at) VALUES (?, ?, ?, ?, ?, ?)",
+        ("amqp:x/y", "{}", "m1", "ready", now, now),
+    )
     after(world, 11)
-    assert world.rows("outbox", "state") == [("ready",)]
     assert len(world.rows("messages")) == len(world.rows("dead_letters")) == 1
     after(world, 31)
     assert world.rows("messages") == world.rows("dead_letters") == []
     assert world.rows("outbox", "state") == [("ready",)]
+
+
+def test_deliveries_that_a_broker_might_bring_again_are_forgotten_with_what_is_done(world):
+    world.rules(CHAIN)
+    columns = "epoch, tag, queue, account_key, body_hash, received_on"
+    for tag, day in ((1, f"{world.clock.now():%Y-%m-%d}"), (2, "2020-01-01")):
+        world.store.connection.execute(
+            f"INSERT INTO unacked ({columns}) VALUES ('old', ?, 'vumi.event', 'acc1', x'00', ?)", (tag, day)
+        )
+    after(world, 1)
+    assert world.rows("unacked", "tag") == [(1,)]
+
 
 
 def test_what_is_young_is_not_read_through_to_find_that_nothing_is_old(world):

@@ -132,7 +132,7 @@ def test_chain_that_could_not_be_bound_is_tried_again_with_the_next_plan():
 
 def test_connections_of_an_earlier_rulebook_are_closed_when_no_call_goes_through_them(make_worker):
     worker = make_worker(TWO_CALLS)
-    worker._connections._opened.append(Line())
+    worker._rulebooks.connections._opened.append(Line())
     Line.state.clear()
     reloads = iter(range(3))
 
@@ -141,16 +141,16 @@ def test_connections_of_an_earlier_rulebook_are_closed_when_no_call_goes_through
         if next(reloads) == 0:
             os.kill(os.getpid(), signal.SIGHUP)
             deadline = time.monotonic() + 5
-            while not worker._replaced and time.monotonic() < deadline:
+            while not worker._rulebooks._replaced and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert worker._replaced
+            assert worker._rulebooks._replaced
             assert Line.state == []
 
     Calling.act = staticmethod(reload)
     worker._inbox.submit(Request("publish", {"bodies": [base64.b64encode(Workshop.body({"event_id": "e1"})).decode()]}))
     assert worker.run(drain=True) == 0
     assert Line.state == ["closed"]
-    assert worker._replaced == []
+    assert worker._rulebooks._replaced == []
 
 
 def test_connection_that_cannot_be_opened_is_named_whatever_it_raises():

@@ -1,0 +1,89 @@
+"""The outbox as the relay sees it: rows to hand to the broker, what became of them, and those that nobody knows of."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from dispatcher.engine.records import OutboxRow, as_text
+from dispatcher.events.identity import uuid7
+from dispatcher.store import statements as sql
+
+
+class SqliteOutbox:
+    """The outbox within one transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def lanes(self) -> list[str]:
+        """Return the lanes that have rows to send, due or not."""
+        return [row[0] for row in self._connection.execute(sql.OUTBOX_LANES)]
+
+    def due(self, lane: str, now: str, limit: int) -> list[OutboxRow]:
+        """Return up to `limit` rows of this lane that are due, the longest due first."""
+        return [OutboxRow(*row) for row in self._connection.execute(sql.OUTBOX_DUE, (lane, now, limit))]
+
+    def next_due(self, lane: str) -> str | None:
+        """Return when the next row of this lane falls due, None when it has none."""
+        found: str | None = self._connection.execute(sql.OUTBOX_NEXT, (lane,)).fetchone()[0]
+        return found
+
+    def sending(self) -> list[OutboxRow]:
+        """Return the rows that were handed to a publisher and have no confirm on record."""
+        return [OutboxRow(*row) for row in self._connection.execute(sql.OUTBOX_SENDING)]
+
+    def claim(self, rows: Iterable[OutboxRow]) -> None:
+        """Record that these rows are about to be published: should the worker die, they may have been."""
+        self._connection.executemany(sql.CLAIM_OUTBOX, [(row.seq,) for row in rows])
+
+    def confirmed(self, rows: Sequence[OutboxRow]) -> None:
+        """Drop rows that the broker has; the texts among them are sent."""
+        self._connection.executemany(sql.DELETE_OUTBOX, [(row.seq,) for row in rows])
+        texts = [(row.message_id,) for row in rows if row.is_text]
+        if texts:
+            self._connection.executemany(sql.TEXT_SENT, texts)
+
+    def put_off(self, row: OutboxRow, *, attempt: int, not_before: str, error: str | None) -> None:
+        """Try a row again later."""
+        self._connection.execute(sql.PUT_OFF_OUTBOX, (attempt, not_before, error, row.seq))
+
+    def hold(self, row: OutboxRow, reason: str, now: datetime) -> None:
+        """Leave a row to a person: nobody knows whether it was published. Its run is held too, if it was done."""
+        execute = self._connection.execute
+        if self._was_reported(row):
+            self.confirmed([row])
+            return
+        execute(sql.HOLD_OUTBOX, (reason, row.seq))
+        execute(sql.TEXT_OTHERWISE, ("held", reason, row.message_id))
+        execute(sql.HOLD_DONE_RUN, (f"{row.step}: unknown: {reason}", row.run_id))
+        hint = f"`dispatcher runs resolve {row.run_id} --sent` or `--not-sent` ends the hold"
+        self._letter(row, f"step {row.step}: {reason}; {hint}", now)
+
+    def give_up(self, row: OutboxRow, reason: str, now: datetime) -> None:
+        """Drop a row whose fate nobody knows; its text counts as failed."""
+        if self._was_reported(row):
+            self.confirmed([row])
+            return
+        self._connection.execute(sql.DELETE_OUTBOX, (row.seq,))
+        self._connection.execute(sql.TEXT_OTHERWISE, ("failed", reason, row.message_id))
+        self._letter(row, f"step {row.step}: {reason}; `on_unknown: fail` gave it up", now)
+
+    def _was_reported(self, row: OutboxRow) -> bool:
+        """Whether a transport has reported on this text, so that it must have been published."""
+        found = self._connection.execute(sql.TEXT_STATE, (row.message_id,)).fetchone() if row.is_text else None
+        return found is not None and found[0] != "queued"
+
+    def _letter(self, row: OutboxRow, detail: str, now: datetime) -> None:
+        dead_id = uuid7(int(now.timestamp() * 1000))
+        letter = (dead_id, "run", "unknown", detail, row.account_key, row.event_id, row.run_id, None, as_text(now))
+        self._connection.execute(sql.INSERT_DEAD_LETTER, letter)
+
+
+def settle_held(connection: sqlite3.Connection, message_id: str) -> None:
+    """End the hold on a text that a transport has reported on: it was published."""
+    for (run_id,) in connection.execute(sql.DELETE_HELD, (message_id,)).fetchall():
+        if connection.execute(sql.HELD_OF_RUN, (run_id,)).fetchone()[0] == 0:
+            connection.execute(sql.RELEASE_RUN, (run_id,))
+            connection.execute(sql.CLOSE_UNKNOWN_LETTERS, (run_id,))

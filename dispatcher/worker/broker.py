@@ -1,0 +1,94 @@
+"""What ties a worker to its broker: the consumer, the publisher and the relay, started, told of reloads, and stopped.
+
+Only a worker with a broker imports this: pika takes its time to load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from dispatcher.clock import Clock
+from dispatcher.errors import BrokerUnreachable
+from dispatcher.plugins.services import Service
+from dispatcher.rules.plan import Plan
+from dispatcher.senders.vumi import VumiSender
+from dispatcher.settings import Settings
+from dispatcher.sources.amqp.consumer import Consumer, Queue
+from dispatcher.sources.amqp.publisher import Publisher
+from dispatcher.worker.relay import Relay
+
+if TYPE_CHECKING:
+    from dispatcher.store.sqlite import SqliteStore
+    from dispatcher.worker.batches import Batches
+
+# How long a drain waits for a broker that it cannot reach, or that does not answer how much there is.
+_PATIENCE_SECONDS: Final = 15.0
+_MOST_RESULTS: Final = 10_000
+
+
+class Broker:
+    """The broker as one worker sees it."""
+
+    def __init__(self, settings: Settings, plan: Plan, clock: Clock, wake: Callable[[], None]) -> None:
+        self._settings = settings
+        self._clock = clock
+        self.consumer = Consumer(settings, queues_of(settings, plan), wake)
+        self.publisher = Publisher(settings, wake)
+        self.relay = Relay(self.publisher, clock)
+        self._draining_since: float | None = None
+
+    def start(self, store: SqliteStore, batches: Batches, by_lane: Mapping[str, Service]) -> None:
+        """Settle what an earlier worker left in flight, then connect."""
+        self.relay.configure(by_lane)
+        self.relay.recover(store)
+        batches.consumer, batches.relay = self.consumer, self.relay
+        self.publisher.start()
+        self.consumer.start()
+
+    def reloaded(self, plan: Plan, by_lane: Mapping[str, Service]) -> None:
+        """Go by another rulebook: other rates, other transports."""
+        self.relay.configure(by_lane)
+        self.consumer.replace_queues(queues_of(self._settings, plan))
+
+    def drained(self, store: SqliteStore) -> bool:
+        """Whether nothing is left that could be taken from the broker, or handed to it, now.
+
+        Raises BrokerUnreachable when the broker has not told for too long.
+        """
+        if self.relay.in_flight == 0 and self.consumer.waiting() == 0 and self.relay.next_due(store) is None:
+            if self.publisher.status.link.state == "up" or not self.relay.waits:
+                return True
+        elif self.consumer.status.link.state == self.publisher.status.link.state == "up":
+            self._draining_since = None  # it moves
+            return False
+        now = self._clock.monotonic()
+        self._draining_since = self._draining_since or now
+        if now - self._draining_since > _PATIENCE_SECONDS:
+            reasons = [status.link.reason for status in (self.consumer.status, self.publisher.status)]
+            raise BrokerUnreachable(
+                f"the broker at {self._settings.amqp_url_shown} cannot be reached: "
+                f"{next((reason for reason in reasons if reason), 'it does not answer')}.",
+                hint="What was taken in is safe in the store.",
+            )
+        return False
+
+    def stop(self, patience_seconds: float) -> None:
+        """Close both connections: acks are flushed, and confirms waited for so long."""
+        self.consumer.stop(patience_seconds)
+        self.publisher.stop(patience_seconds)
+
+    def settle(self, store: SqliteStore) -> None:
+        """Record the fates that the publisher told while it stopped."""
+        while self.relay.wants_turn():
+            with store.transaction() as transaction:
+                self.relay.settle(transaction, _MOST_RESULTS)
+                transaction.commit()
+            self.relay.committed()
+
+
+def queues_of(settings: Settings, plan: Plan) -> list[Queue]:
+    """Return the queues to consume: those of the settings, and the reports of each Vumi sender's transport."""
+    queues = [Queue(name, "event") for name in settings.amqp_queue_names]
+    transports = {sender.transport_name for sender in plan.senders.values() if isinstance(sender, VumiSender)}
+    return [*queues, *(Queue(f"{name}.event", "transport_event") for name in sorted(transports))]
