@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dispatcher.plugins.outcomes import Done, Emit, Failed, Outcome, Publish, RetryLater, Unknown
     from dispatcher.plugins.services import Sender, Service, Text
     from dispatcher.senders.http_service import HttpReply, HttpService
+    from dispatcher.senders.vumi_service import VumiService
     from dispatcher.telemetry import log
     from dispatcher.text.durations import Duration, Rate
     from dispatcher.text.numbers import BadNumber, normalise_number
@@ -47,6 +48,7 @@ __all__ = [
     "Settled",
     "Text",
     "Unknown",
+    "VumiService",
     "log",
     "normalise_number",
     "read_only",
@@ -68,6 +70,7 @@ _NAMES_BY_MODULE = {
     "dispatcher.plugins.outcomes": ("Done", "Emit", "Failed", "Outcome", "Publish", "RetryLater", "Unknown"),
     "dispatcher.plugins.services": ("Sender", "Service", "Text"),
     "dispatcher.senders.http_service": ("HttpReply", "HttpService"),
+    "dispatcher.senders.vumi_service": ("VumiService",),
     "dispatcher.telemetry": ("log",),
     "dispatcher.text.durations": ("Duration", "Rate"),
     "dispatcher.text.numbers": ("BadNumber", "normalise_number"),

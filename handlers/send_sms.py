@@ -99,6 +99,8 @@ class SendSms(Handler):
             from_addr=self.from_addr or sender.from_addr,
             content=self.text,
             idempotency_key=context.idempotency_key,
+            conversation_type=event.conversation_type,
+            conversation_key=event.conversation_key,
         )
         if sender.effect is Effect.CALL:
             return sender.send(text)

@@ -123,14 +123,14 @@ def format_timestamp(moment: datetime) -> str:
 
 def _read_own_form(fields: JsonObject) -> Envelope:
     get = fields.get
-    _require(fields, _REQUIRED)
+    require(fields, _REQUIRED)
     for name in _KEYS:
         value = get(name)
         if value is not None and (type(value) is not str or not 0 < len(value) <= LONGEST_KEY):
-            raise _wrong_key(name, value)
+            raise wrong_key(name, value)
     event_data = _object_or_none(fields, "event_data")
     content = _object_or_none(fields, "content")
-    timestamp = _timestamp(fields, "timestamp")
+    timestamp = read_timestamp(fields, "timestamp")
     hops = get("hops")
     if hops is None:
         hops = 0
@@ -159,13 +159,13 @@ def _read_own_form(fields: JsonObject) -> Envelope:
 
 
 def _read_cloud_event(fields: JsonObject) -> Envelope:
-    _require(fields, ("specversion", *_CLOUD_REQUIRED))
+    require(fields, ("specversion", *_CLOUD_REQUIRED))
     if fields["specversion"] != "1.0":
         raise Refusal("wrong_type", 'specversion: "1.0" is needed, another version was found')
     for name in ("id", "subject"):
         value = fields[name]
         if type(value) is not str or not 0 < len(value) <= LONGEST_KEY:
-            raise _wrong_key(name, value)
+            raise wrong_key(name, value)
     account_key = _account_of(fields["source"])
     conversation_type, event_type = _types_of(fields["type"])
     if fields.get("data_base64") is not None:
@@ -178,7 +178,7 @@ def _read_cloud_event(fields: JsonObject) -> Envelope:
         data=data if data is not None else {},
         conversation_type=conversation_type,
         event_id=fields["id"],
-        timestamp=_timestamp(fields, "time"),
+        timestamp=read_timestamp(fields, "time"),
         traceparent=_traceparent(fields.get("traceparent")),
         extra=_rest(fields, _CLOUD_KNOWN),
     )
@@ -187,7 +187,7 @@ def _read_cloud_event(fields: JsonObject) -> Envelope:
 def _account_of(source: Any) -> str:
     """Return the last segment of the path in a URI reference: "acc1" of "https://crm.example/accounts/acc1"."""
     if type(source) is not str or not source:
-        raise _wrong_key("source", source)
+        raise wrong_key("source", source)
     path = source.partition("#")[0].partition("?")[0]
     authority = _AUTHORITY.match(path)
     if authority is not None:
@@ -201,16 +201,17 @@ def _account_of(source: Any) -> str:
 def _types_of(written: Any) -> tuple[str | None, str]:
     """Split "vxpolls.poll_complete" at its last dot; without a dot the type of the conversation stays open."""
     if type(written) is not str or not written:
-        raise _wrong_key("type", written)
+        raise wrong_key("type", written)
     conversation_type, dot, event_type = written.rpartition(".")
     if not event_type or (dot and not conversation_type):
         raise Refusal("wrong_type", "type: one side of its last dot is empty")
     if max(len(conversation_type), len(event_type)) > LONGEST_KEY:
-        raise _wrong_key("type", written)
+        raise wrong_key("type", written)
     return conversation_type or None, event_type
 
 
-def _require(fields: JsonObject, names: tuple[str, ...]) -> None:
+def require(fields: JsonObject, names: tuple[str, ...]) -> None:
+    """Raise Refusal, naming all that are missing, unless each of these keys has a value."""
     for name in names:
         if fields.get(name) is None:
             missing = [name for name in names if fields.get(name) is None]
@@ -224,7 +225,8 @@ def _object_or_none(fields: JsonObject, name: str) -> JsonObject | None:
     return value
 
 
-def _timestamp(fields: JsonObject, name: str) -> datetime | None:
+def read_timestamp(fields: JsonObject, name: str) -> datetime | None:
+    """Return the time of that key, aware, in UTC; None when it has none. Raises Refusal for what is no time."""
     value = fields.get(name)
     if value is None:
         return None
@@ -250,7 +252,8 @@ def _rest(fields: JsonObject, known: frozenset[str]) -> JsonObject:
     return {name: value for name, value in fields.items() if name not in known}
 
 
-def _wrong_key(name: str, value: JsonValue) -> Refusal:
+def wrong_key(name: str, value: JsonValue) -> Refusal:
+    """Return the refusal of something that cannot be a key or an id."""
     seen = f"a text of {len(value)}" if type(value) is str and value else found(value)
     return Refusal("wrong_type", f"{name}: a text of 1 to {LONGEST_KEY} characters is needed, {seen} was found")
 

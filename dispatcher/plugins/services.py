@@ -37,13 +37,18 @@ class Service(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text on its way to one person. `message_id` is that of its row in `messages`, whichever attempt this is."""
+    """A text on its way to one person. `message_id` is that of its row in `messages`, whichever attempt this is.
+
+    `conversation_type` and `conversation_key` are those of the event that the text answers.
+    """
 
     message_id: str
     to_addr: str
     from_addr: str | None
     content: str
     idempotency_key: str
+    conversation_type: str | None = None
+    conversation_key: str | None = None
 
 
 class Sender(Service):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from dispatcher.plugins.effects import Effect
 from dispatcher.plugins.handler import Bindings
 from dispatcher.plugins.registry import SENDERS, SERVICES, BrokenPlugin
 from dispatcher.plugins.services import Sender, Service
@@ -22,24 +21,6 @@ from dispatcher.rules.sections import ConnectionEntry, Rulebook
 Kind = Literal["sender", "service"]
 
 
-class VumiSender(Sender):
-    """Publishes texts to a Vumi transport, over RabbitMQ. A later version runs it; rulebooks may name it already."""
-
-    effect: ClassVar[Effect] = Effect.TRANSACTION
-
-    transport_name: str = Field(min_length=1, description="The transport; texts go to <transport_name>.outbound.")
-    transport_type: str = Field(default="sms", description="The kind of transport, such as sms or ussd.")
-    to_addr_type: str = Field(default="msisdn", description="The kind of address a person has there.")
-    from_addr_type: str | None = Field(default=None, description="The kind of address that texts come from.")
-    provider: str | None = Field(default=None, description="The network, where the transport wants to know it.")
-    endpoint: str = Field(default="default", description="The endpoint in the routing metadata.")
-    helper_metadata: dict[str, Any] = Field(default_factory=dict, description="What Vumi Go's workers look for.")
-
-
-# Types that `check` accepts and this version cannot run.
-LATER: Mapping[str, type[Sender]] = {"vumi": VumiSender}
-
-
 @dataclass(slots=True)
 class Connections:
     """The senders and services that could be built, and the names of those that could not."""
@@ -47,7 +28,6 @@ class Connections:
     senders: dict[str, Sender] = field(default_factory=dict)
     services: dict[str, Service] = field(default_factory=dict)
     unusable: dict[tuple[Kind, str], BrokenPlugin | None] = field(default_factory=dict)
-    later: dict[str, ConnectionEntry] = field(default_factory=dict)
 
     @property
     def bindings(self) -> Bindings:
@@ -63,8 +43,6 @@ def build_connections(rulebook: Rulebook, catalogue: Catalogue, secrets: Secrets
         sender = builder.build("sender", entry, built)
         if isinstance(sender, Sender):
             built.senders[entry.name] = sender
-            if type(sender) in LATER.values():
-                built.later[entry.name] = entry
     for entry in rulebook.services.values():
         service = builder.build("service", entry, built)
         if service is not None:
@@ -105,9 +83,7 @@ class _Builder:
             message = f"the {kind} type {shown(name)} is installed, but broken: {broken}"
             self._note(entry, place_of(type_node), "broken_handler", message)
             return broken
-        if kind == "sender" and name in LATER:
-            return LATER[name]
-        names = [*names_of(installed), *(LATER if kind == "sender" else ())]
+        names = names_of(installed)
         message = f"no {kind} of the type {shown(name)} is installed; there are {', '.join(sorted(names))}"
         self._note(entry, place_of(type_node), "bad_value", message, nearest(name, names))
         return None

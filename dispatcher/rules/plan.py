@@ -167,7 +167,6 @@ def load_plan(path: Path | str, registry: Registry, *, default_region: str | Non
     Chains that need a broken plugin do not keep the others from running: they are left out, see `Plan.disabled`.
     """
     loaded = _load(Path(path), str(path), registry, default_region, environ)
-    _refuse_later_types(loaded)
     listed = loaded.problems.listed(files=loaded.files)
     if any(problem.severity == "error" and problem.code != "broken_handler" for problem in listed):
         raise RulebookRefused(listed)
@@ -246,23 +245,6 @@ def _advise(loaded: _Loaded) -> None:
 
 def _place_in_chain(node: Node, where: tuple[str | int, ...]) -> Place:
     return place_of(locate(node, where)[0])
-
-
-def _refuse_later_types(loaded: _Loaded) -> None:
-    """Refuse to run chains whose sender only a later version can run."""
-    users: dict[str, str] = {}
-    for bound in loaded.chains:
-        for step in bound.chain.steps:
-            if step.settled is not None and step.settled.connection is not None:
-                users.setdefault(step.settled.connection, bound.chain.name)
-    for name, entry in loaded.connections.later.items():
-        chain = users.get(f"sender:{name}")
-        if chain is not None and entry.type_node is not None:
-            message = (
-                f"this version cannot run a sender of the type {entry.type_node.text!r}, "
-                f"and the chain {chain!r} sends by {name!r}"
-            )
-            loaded.problems.add(entry.file.name, place_of(entry.type_node), "bad_value", message)
 
 
 def _digest(rulebook: Rulebook, chains: Iterable[Chain]) -> str:

@@ -10,7 +10,6 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from dispatcher.plugins.registry import Group, Registry
 from dispatcher.rules.catalogue import Param, params_of
-from dispatcher.rules.connections import LATER
 from dispatcher.rules.shape import RulebookShape
 
 _REFERENCE = "#/$defs/{model}"
@@ -34,7 +33,7 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     senders = {name: installed.target for name, installed in registry.senders.items()}
     services = {name: installed.target for name, installed in registry.services.items()}
     del definitions["ConnectionShape"]
-    for section, kinds in (("senders", {**LATER, **senders}), ("services", services)):
+    for section, kinds in (("senders", senders), ("services", services)):
         name = section.removesuffix("s").capitalize()
         definitions[name] = _connection(definitions, name, kinds)
         schema["properties"][section]["additionalProperties"] = {"$ref": f"#/$defs/{name}"}

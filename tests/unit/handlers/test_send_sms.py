@@ -6,7 +6,7 @@ import pytest
 
 from dispatcher import Done, Effect, Failed, Publish, RetryLater, Sender, Unknown
 from dispatcher.senders.outbox import OutboxSender
-from dispatcher.testing import run_handler
+from dispatcher.testing import an_event, run_handler
 from handlers.send_sms import SendSms
 
 NUMBER = "+27821234567"
@@ -97,7 +97,7 @@ def test_the_opt_out_counts_however_the_number_is_spelt():
 def test_a_text_that_comes_out_blank_fails(text):
     handler = SendSms(to=NUMBER, text=text)
     run = with_outbox({"text": "x"})
-    outcome = handler.run(None, run.context)
+    outcome = handler.run(an_event(), run.context)
     assert outcome == Failed("the text is blank")
     assert run.messages[0].state == "failed"
 

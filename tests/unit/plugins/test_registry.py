@@ -18,6 +18,7 @@ BUILT_IN_HANDLERS = [
 ]  # fmt: skip
 BUILT_IN_SENDERS = [
     "africas_talking", "clickatell", "http", "infobip", "junebug", "kannel", "outbox", "twilio", "vonage",
+    "vumi",
 ]  # fmt: skip
 
 GOOD = '''
@@ -58,7 +59,7 @@ def test_the_built_ins_are_all_there_and_whole():
     assert registry.broken == {}
     assert list(registry.handlers) == BUILT_IN_HANDLERS
     assert list(registry.senders) == BUILT_IN_SENDERS
-    assert list(registry.services) == ["http"]
+    assert list(registry.services) == ["http", "vumi"]
     assert registry.handlers["send_sms"].distribution == "event-dispatcher"
 
 

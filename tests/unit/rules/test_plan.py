@@ -347,16 +347,14 @@ def test_a_broken_sender_disables_the_chains_that_use_it_and_no_others(plan):
     assert list(loaded.disabled) == ["bad"]
 
 
-def test_a_type_of_sender_for_later_is_checked_but_not_run(plan, check):
-    text = TOP + '  - {name: c, steps: [{handler: send_sms, with: {to: "+27821234567", text: Hi, sender: bulk}}]}\n'
+def test_a_chain_may_send_through_vumi(plan):
+    loaded = plan(
+        TOP + '  - {name: c, steps: [{handler: send_sms, with: {to: "+27821234567", text: Hi, sender: bulk}}]}\n'
+    )
 
-    assert check(text) == []
-    with pytest.raises(RulebookRefused) as refused:
-        plan(text)
-    (problem,) = refused.value.problems
-    assert (problem.line, problem.code) == (15, "bad_value")
-    assert "'c'" in problem.message
-    assert plan(TOP + "  - {name: c, steps: [{handler: log_event}]}\n").chains
+    settled = loaded.chains[0].steps[0].settled
+
+    assert (settled.effect, settled.connection) == (Effect.TRANSACTION, "sender:bulk")
 
 
 def test_a_sender_settles_the_effect_of_its_steps(plan):
