@@ -1,4 +1,4 @@
-"""`dispatcher publish`: hand in events from a file or a pipe, through the worker that runs or straight to the store."""
+"""`dispatcher publish`: hand in events from a file or a pipe: to a broker, to the worker that runs, or to the store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from io import BufferedReader
 
     from dispatcher.engine.intake import Intake
+    from dispatcher.events.limits import Limits, Refusal
     from dispatcher.settings import Settings
+    from dispatcher.sources.amqp.handover import Handover
     from dispatcher.sources.embedded import Numbered
     from dispatcher.store.sqlite import SqliteStore
 
@@ -32,6 +34,7 @@ app = new_app(
         "dispatcher publish events.jsonl       # one event a line",
         "dispatcher publish event.json         # one event, however many lines",
         "zcat old.jsonl.gz | dispatcher publish",
+        "dispatcher publish --amqp amqp://vumi:PASSWORD@broker/vumi events.jsonl",
     )
 )
 
@@ -131,10 +134,13 @@ def publish(
     amqp: AmqpOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hand in events; when this ends, all that was taken is safe in the store.
+    """Hand in events; when this ends, all that was taken is safe: in the store, or, with a broker, in its queue.
 
     What cannot be read becomes a dead letter and is told on stderr with its line and code; the rest is taken all the
     same, and the exit code is 1. An event whose id is known already is taken once.
+
+    With --amqp or DISPATCHER_AMQP_URL the events go to the broker, and count once it has confirmed them. At the first
+    one that it does not confirm nothing more is sent, and the lines that it does not have are told.
     """
     settings = read_settings(store=store, amqp_url=amqp)
     from dispatcher import failpoints  # noqa: PLC0415 - see main
@@ -142,6 +148,13 @@ def publish(
     failpoints.arm(settings.failpoints)
     gc.set_threshold(_GC_THRESHOLD)
     where = "line {}" if _is_one_a_line(file) else file.replace("{", "{{").replace("}", "}}")
+    if settings.amqp_url is not None:
+        _to_broker(file, settings, where, as_json=as_json)
+    else:
+        _to_store(file, settings, where, as_json=as_json)
+
+
+def _to_store(file: str, settings: Settings, where: str, *, as_json: bool) -> None:
     taken = {"stored": 0, "duplicate": 0, "refused": 0}
     refused: list[dict[str, Any]] = []
     with _bodies(file, settings) as chunks, _Gate(settings) as gate, Progress("events") as progress:
@@ -159,6 +172,109 @@ def publish(
     if refused:
         say("`dispatcher dead list` shows what was refused.")
         raise typer.Exit(exits.PROBLEMS)
+
+
+def _to_broker(file: str, settings: Settings, where: str, *, as_json: bool) -> None:
+    from dispatcher import telemetry  # noqa: PLC0415 - see main
+    from dispatcher.events.limits import Limits  # noqa: PLC0415
+    from dispatcher.sources.amqp.handover import Handover  # noqa: PLC0415
+
+    # What the connection logs is told below, in one sentence.
+    telemetry.configure(level="critical")
+    limits = Limits(settings.max_event_bytes, settings.max_depth)
+    refused: list[dict[str, Any]] = []
+    unsent_from: int | None = None
+    with _bodies(file, settings) as chunks, Handover(settings) as handover, Progress("events") as progress:
+        for chunk in chunks:
+            messages = []
+            for line, body in chunk:
+                identity, refusal = _identify(body, limits)
+                messages.append((line, body, identity))
+                if refusal is not None:
+                    refused.append({"line": line, "code": refusal.code, "detail": refusal.detail})
+                    say(f"{where.format(line)}: {refusal.code}: {refusal.detail}")
+            unsent_from = handover.send(messages)
+            progress.reached(handover.confirmed)
+            if unsent_from is not None:
+                break
+        handover.finish()
+    if unsent_from is not None:
+        refused = [entry for entry in refused if entry["line"] < unsent_from]
+    unconfirmed = [
+        {"line": failure.seq, "fate": failure.fate, "reason": failure.reason} for failure in handover.failures
+    ]
+    if as_json:
+        write_json(
+            {
+                "stored": 0,
+                "duplicates": 0,
+                "confirmed": handover.confirmed,
+                "refused": refused,
+                "unconfirmed": unconfirmed,
+                "unsent_from": unsent_from,
+            }
+        )
+    _tell_unconfirmed(handover, settings, where, unsent_from)
+    said = f"{handover.confirmed} confirmed by {settings.amqp_url_shown}"
+    say(f"{said}, {len(refused)} of what was sent cannot be read" if refused else said)
+    if refused:
+        say("The worker that takes them keeps those as dead letters: `dispatcher dead list` shows them.")
+    if refused or unconfirmed or unsent_from is not None:
+        raise typer.Exit(exits.PROBLEMS)
+
+
+def _identify(body: bytes, limits: Limits) -> tuple[str, Refusal | None]:
+    """Return the message id for a body, and why the worker will refuse it, if it will."""
+    from dispatcher.events.limits import Refusal  # noqa: PLC0415 - see main
+    from dispatcher.events.wire import decode  # noqa: PLC0415
+    from dispatcher.sources.amqp.handover import message_id  # noqa: PLC0415
+
+    try:
+        return message_id(decode(body, limits).event_id), None
+    except Refusal as refusal:
+        return message_id(None), refusal
+
+
+# What became of a message that the broker did not confirm, and what to do about it.
+_FATES: Final = {
+    "unroutable": "no queue took {lines}: {reason}",
+    "refused": "the broker refused {lines}: {reason}",
+    "unknown": "nobody knows whether the broker has {lines}: {reason}",
+    "unsent": "{lines} did not reach the broker: {reason}",
+}
+
+
+def _tell_unconfirmed(handover: Handover, settings: Settings, where: str, unsent_from: int | None) -> None:
+    lines: dict[tuple[str, str | None], list[int]] = {}
+    for failure in handover.failures:
+        lines.setdefault((failure.fate, failure.reason), []).append(failure.seq)
+    for (fate, reason), numbers in lines.items():
+        named = _spans(numbers) if where.startswith("line ") else where.format(1)
+        say(f"error: {_FATES[fate].format(lines=named, reason=reason or 'it did not say why')}.")
+    if unsent_from is not None:
+        if not handover.failures:
+            say(f"error: {handover.stuck or 'the broker takes nothing'}.")
+        say(f"Nothing was sent from line {unsent_from} on.")
+    fates = {failure.fate for failure in handover.failures}
+    if fates & {"unroutable", "refused"}:
+        say(
+            f"`dispatcher run --amqp` makes the exchange {settings.amqp_exchange!r} and the queue "
+            f"{settings.amqp_queue_names[0]!r} where they are missing; `dispatcher doctor` says what is there."
+        )
+    if "unknown" in fates:
+        say("Publishing those again is safe for events with an id of their own: they are taken once.")
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Write line numbers as people do: `lines 3, 7-9`."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and spans[-1][-1] == number - 1:
+            spans[-1][1:] = [number]
+        else:
+            spans.append([number])
+    told = ", ".join("-".join(map(str, span)) for span in spans)
+    return f"line {told}" if len(numbers) == 1 else f"lines {told}"
 
 
 def _is_one_a_line(name: str) -> bool:
