@@ -7,7 +7,6 @@ processes are children of the tests and end with them.
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import random
 import secrets
@@ -18,13 +17,12 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
+from tests.harness.administration import ADMINISTRATOR, Administration
 from tests.harness.control import Control, EvaluationFailed
 
 NODE = "rabbit@localhost"
-ADMINISTRATOR = "administrator"
 START_PATIENCE = 60.0
 
 # Debian's /usr/sbin/rabbitmq-server changes the user or refuses; the script that it wraps works as anybody.
@@ -45,17 +43,9 @@ log.console = false
 log.file.level = info
 """
 
-# What the application's defaults are, to go back to.
-CONSUMER_TIMEOUT_MS = 1_800_000
-CHANNEL_TICK_MS = 60_000
-
 
 class NoRabbit(Exception):
     """There is no RabbitMQ on this machine; says how to get one."""
-
-
-class NoSuchQueue(LookupError):
-    """The broker knows no queue of that name."""
 
 
 def programs() -> dict[str, str]:
@@ -83,7 +73,7 @@ def free_port() -> int:
             return port
 
 
-class Node:
+class Node(Administration):
     """A private RabbitMQ node. Made by `Node()`, up after `start()`, gone after `end()`."""
 
     def __init__(self) -> None:
@@ -94,7 +84,7 @@ class Node:
         self._process: subprocess.Popen[bytes] | None = None
         self._epmd: subprocess.Popen[bytes] | None = None
         self._control: Control | None = None
-        self._environ = self._prepare(epmd_port=free_port(), distribution_port=free_port())
+        self._environ = self._prepare(epmd_port=free_port(), distribution_port=free_port()) | self._leave_out_plugins()
         self._pid = os.getpid()
         atexit.register(self.end)
 
@@ -134,6 +124,24 @@ class Node:
             # Has the script become the Erlang machine, so that its process id is the one to kill.
             "RUNNING_UNDER_SYSTEMD": "true",
         }
+
+    def _leave_out_plugins(self) -> dict[str, str]:
+        """Show the node a RabbitMQ without optional plugins: it reads them all, which is half of its time to start."""
+        server = Path(self.programs["rabbitmq-server"]).resolve()
+        home = server.parent.parent
+        if not (home / "plugins").is_dir():
+            return {}  # an unusual installation: slower, and as good
+        slim = self.folder / "server"
+        (slim / "plugins").mkdir(parents=True)
+        for part in home.iterdir():
+            if part.is_dir() and part.name != "plugins":
+                (slim / part.name).symlink_to(part)
+        for library in (home / "plugins").iterdir():
+            if library.name.startswith("rabbitmq_prelaunch") or not library.name.startswith("rabbitmq_"):
+                (slim / "plugins" / library.name).symlink_to(library)
+        scripts = slim / server.parent.name
+        self.programs["rabbitmq-server"] = str(scripts / server.name)
+        return {"RABBITMQ_SCRIPTS_DIR": str(scripts)}
 
     # Life and death
 
@@ -224,14 +232,10 @@ class Node:
             self.start()
         elif self.eval("rabbit:is_running()") != "true":
             self.start_app()
-        self.eval(
-            "[rabbit_alarm:clear_alarm({resource_limit, R, node()}) || R <- [memory, disk]],"
-            f"application:set_env(rabbit, consumer_timeout, {CONSUMER_TIMEOUT_MS}),"
-            f"application:set_env(rabbit, channel_tick_interval, {CHANNEL_TICK_MS})"
-        )
+        self.reset()
         self.close_all_connections("the test is over")
 
-    # Questions and orders
+    # How to reach it
 
     def eval(self, expressions: str) -> str:
         """Evaluate Erlang on the node, in milliseconds: see Control.eval."""
@@ -239,140 +243,9 @@ class Node:
             raise EvaluationFailed("the node was not started")
         return self._control.eval(expressions)
 
-    def json(self, expressions: str) -> Any:
-        """Evaluate Erlang on the node and read its value as JSON."""
-        return json.loads(self.eval(f"iolist_to_binary(rabbit_json:encode(begin {expressions} end))"))
-
     def url(self, vhost: str = "/", *, user: str = ADMINISTRATOR, password: str | None = None) -> str:
         """An AMQP URL, by default the administrator's, who may do anything in every vhost that `add_vhost` made."""
         return f"amqp://{user}:{password or self.password}@127.0.0.1:{self.port}/{quote(vhost, safe='')}"
-
-    def add_vhost(self, vhost: str) -> None:
-        """Make a vhost in which the administrator may do anything."""
-        self.eval(f"rabbit_vhost:add({_binary(vhost)}, <<>>)")
-        self.set_permissions(ADMINISTRATOR, vhost)
-
-    def delete_vhost(self, vhost: str) -> None:
-        """Delete a vhost and all that is in it; its connections are closed."""
-        self.eval(f"rabbit_vhost:delete({_binary(vhost)}, <<>>)")
-
-    def add_user(self, user: str, password: str) -> None:
-        """Make a user, who may do nothing yet."""
-        self.eval(f"rabbit_auth_backend_internal:add_user({_binary(user)}, {_binary(password)}, <<>>)")
-
-    def change_password(self, user: str, password: str) -> None:
-        """Change a password; open connections stay open."""
-        self.eval(f"rabbit_auth_backend_internal:change_password({_binary(user)}, {_binary(password)}, <<>>)")
-
-    def delete_user(self, user: str) -> None:
-        """Delete a user."""
-        self.eval(f"rabbit_auth_backend_internal:delete_user({_binary(user)}, <<>>)")
-
-    def set_permissions(
-        self, user: str, vhost: str, configure: str = ".*", write: str = ".*", read: str = ".*"
-    ) -> None:
-        """Say what a user may do in a vhost; an open channel may go by the old ones for what it did just before."""
-        arguments = ", ".join(_binary(text) for text in (user, vhost, configure, write, read, ""))
-        self.eval(f"rabbit_auth_backend_internal:set_permissions({arguments})")
-
-    def clear_permissions(self, user: str, vhost: str) -> None:
-        """Shut a user out of a vhost: a new connection is refused, an open one fails at its next command."""
-        self.eval(f"rabbit_auth_backend_internal:clear_permissions({_binary(user)}, {_binary(vhost)}, <<>>)")
-
-    def close_all_connections(self, reason: str = "closed by a test") -> int:
-        """Close every connection as an operator would (320 CONNECTION_FORCED); how many there were."""
-        return int(
-            self.eval(
-                "length([rabbit_networking:close_connection(P, "
-                f"{json.dumps(reason)}) || P <- rabbit_networking:connections()])"
-            )
-        )
-
-    def set_memory_alarm(self) -> None:
-        """Block publishing connections, as a broker does that has too little memory."""
-        self.eval("rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []})")
-
-    def clear_memory_alarm(self) -> None:
-        """Unblock them."""
-        self.eval("rabbit_alarm:clear_alarm({resource_limit, memory, node()})")
-
-    def set_disk_alarm(self) -> None:
-        """Block publishing connections, as a broker does whose disk is full."""
-        self.eval("rabbit_alarm:set_alarm({{resource_limit, disk, node()}, []})")
-
-    def clear_disk_alarm(self) -> None:
-        """Unblock them."""
-        self.eval("rabbit_alarm:clear_alarm({resource_limit, disk, node()})")
-
-    def set_consumer_timeout(self, milliseconds: int) -> None:
-        """Have channels opened from now on closed when a delivery is unacknowledged for so long."""
-        self.eval(
-            f"application:set_env(rabbit, consumer_timeout, {milliseconds}),"
-            f"application:set_env(rabbit, channel_tick_interval, {max(50, milliseconds // 4)})"
-        )
-
-    def queue_depth(self, vhost: str, queue: str) -> tuple[int, int]:
-        """How many messages are ready and how many unacknowledged, this instant; NoSuchQueue when there is no queue."""
-        # A quorum queue's own figures are as old as its last tick, up to 5 s; its state machine knows.
-        ready, unacked = self._about_queue(
-            vhost,
-            queue,
-            """case amqqueue:get_type(Q) of
-                rabbit_quorum_queue ->
-                    {ok, {_, O}, _} = ra:leader_query(amqqueue:get_pid(Q), fun rabbit_fifo:overview/1),
-                    Ready = maps:get(num_ready_messages, O),
-                    [Ready, maps:get(num_messages, O) - Ready];
-                _ ->
-                    [N || {_, N} <- rabbit_amqqueue:info(Q, [messages_ready, messages_unacknowledged])]
-            end""",
-        )
-        return ready, unacked
-
-    def queue_arguments(self, vhost: str, queue: str) -> dict[str, Any]:
-        """What the queue was declared with, its type among them; NoSuchQueue when there is no queue."""
-        arguments: dict[str, Any] = self._about_queue(
-            vhost, queue, "maps:from_list([{K, V} || {K, _, V} <- amqqueue:get_arguments(Q)])"
-        )
-        return arguments
-
-    def _about_queue(self, vhost: str, queue: str, expression: str) -> Any:
-        answer = self.json(
-            f"case rabbit_amqqueue:lookup(rabbit_misc:r({_binary(vhost)}, queue, {_binary(queue)})) of "
-            f"{{ok, Q}} -> [{expression}]; _ -> [] end"
-        )
-        if not answer:
-            raise NoSuchQueue(f"{queue} in {vhost}")
-        return answer[0]
-
-    def queues(self, vhost: str) -> list[str]:
-        """The names of a vhost's queues."""
-        names: list[str] = self.json(
-            f"[element(4, amqqueue:get_name(Q)) || Q <- rabbit_amqqueue:list({_binary(vhost)})]"
-        )
-        return sorted(names)
-
-    def consumers(self, vhost: str) -> list[dict[str, Any]]:
-        """Who consumes in a vhost: dictionaries of queue, tag, prefetch and active."""
-        consumers: list[dict[str, Any]] = self.json(
-            "Get = fun(K, L) -> proplists:get_value(K, L, null) end,"
-            "[#{queue => element(4, Get(queue_name, C)), tag => Get(consumer_tag, C),"
-            " prefetch => Get(prefetch_count, C), active => Get(active, C)}"
-            f" || C <- rabbit_amqqueue:consumers_all({_binary(vhost)})]"
-        )
-        return consumers
-
-    def connections(self, vhost: str | None = None) -> list[dict[str, Any]]:
-        """Who is connected: dictionaries of name, user, vhost and state (running, blocked, blocking, ...)."""
-        connections: list[dict[str, Any]] = self.json(
-            "Keys = [name, user, vhost, state],"
-            "lists:append([try [maps:from_list(rabbit_reader:info(P, Keys))] catch _:_ -> [] end"
-            " || P <- rabbit_networking:connections()])"
-        )
-        return [each for each in connections if vhost in (None, each["vhost"])]
-
-
-def _binary(text: str) -> str:
-    return f"<<{json.dumps(text, ensure_ascii=False)}/utf8>>"
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
