@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from dispatcher.cli import exits
-from dispatcher.cli.options import JsonOption, RulebookOption, StoreOption, new_app, read_settings
+from dispatcher.cli.findings import Finding
+from dispatcher.cli.options import AmqpOption, JsonOption, RulebookOption, StoreOption, new_app, read_settings
 from dispatcher.cli.output import say, write_json, write_wrapped
 from dispatcher.errors import DispatcherError, RulebookRefused, SettingsRefused, StoreUnusable
 
 if TYPE_CHECKING:
     from dispatcher.plugins.services import Sender
+    from dispatcher.rules.plan import Plan
     from dispatcher.settings import Settings
     from dispatcher.store.examination import Examination
 
@@ -32,18 +34,6 @@ app = new_app(
 _PATIENCE: Final = 5.0
 _SHOWN_PROBLEMS: Final = 3
 
-Level = Literal["ok", "look", "wrong"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was examined: in order, worth a look, or wrong."""
-
-    level: Level
-    area: str
-    message: str
-    hint: str | None = None
-
 
 @app.command()
 def doctor(
@@ -53,19 +43,27 @@ def doctor(
     ] = False,
     store: StoreOption = None,
     rulebook: RulebookOption = None,
+    amqp: AmqpOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Examine settings, store, worker, rulebook and plugins. Changes nothing. Exit code 1 when something is wrong."""
+    """Examine settings, store, worker, broker, rulebook and plugins. Exit code 1 when something is wrong.
+
+    Changes nothing.
+    """
     document: dict[str, Any] = {}
     try:
-        settings = read_settings(store=store, rulebook=rulebook)
+        settings = read_settings(store=store, rulebook=rulebook, amqp_url=amqp)
     except SettingsRefused as refused:
         findings = [Finding("wrong", "settings", message) for message in refused.messages]
     else:
-        findings = [_worker(settings, must_run=quick)]
+        worker = _worker(settings, must_run=quick)
+        findings = [worker]
         if not quick:
             findings += [*_store(settings, document), *_disk(settings), *_plugins()]
-            findings += _rulebook(settings, document.get("queued_texts", {}))
+            plan, said = _rulebook(settings, document.get("queued_texts", {}))
+            findings += said
+            if settings.amqp_url is not None:
+                findings += _broker(settings, document, plan, worker_runs=worker is _ALIVE)
     if as_json:
         healthy = all(finding.level != "wrong" for finding in findings)
         write_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings], **document})
@@ -77,6 +75,7 @@ def doctor(
         raise typer.Exit(exits.PROBLEMS)
 
 
+_ALIVE: Final = Finding("ok", "worker", "runs and answers")
 _MARKS: Final = {"ok": "ok   ", "look": "look ", "wrong": "WRONG"}
 
 
@@ -105,7 +104,7 @@ def _worker(settings: Settings, *, must_run: bool) -> Finding:
             return Finding("wrong" if must_run else "ok", "worker", "none runs", "`dispatcher run` starts one.")
         except DispatcherError as error:
             return Finding("wrong", "worker", f"runs, but: {error.message}", error.hint)
-    return Finding("ok", "worker", "runs and answers")
+    return _ALIVE
 
 
 def _holder(store: Path) -> int | None:
@@ -148,7 +147,7 @@ def _store(settings: Settings, document: dict[str, Any]) -> Iterator[Finding]:
     version, has_bug = sqlite_verdict()
     verdict = "has the WAL-reset bug of 3.7.0 to 3.51.2, which needs two writers; there is one" if has_bug else "fine"
     yield Finding("ok", "sqlite", f"{version}: {verdict}")
-    yield from _contents(found)
+    yield from _contents(found, has_broker=settings.amqp_url is not None)
 
 
 def _counts_document(found: Examination) -> dict[str, Any]:
@@ -167,7 +166,7 @@ def _counts_document(found: Examination) -> dict[str, Any]:
     }
 
 
-def _contents(found: Examination) -> Iterator[Finding]:
+def _contents(found: Examination, *, has_broker: bool) -> Iterator[Finding]:
     yield Finding("ok", "events", listed(found.events) or "none yet")
     yield Finding("ok", "runs", listed(found.runs) or "none yet")
     yield Finding("ok", "messages", listed(found.messages) or "none yet")
@@ -185,8 +184,12 @@ def _contents(found: Examination) -> Iterator[Finding]:
         told = f"{found.weak_events} events came without an id, so a repetition of one cannot be told from a new one"
         yield Finding("look", "weak events", told, "Have their publisher set event_id.")
     if found.outbox_ready:
-        told = f"{found.outbox_ready} messages wait for a broker, and this version knows none"
-        yield Finding("look", "outbox", told)
+        if has_broker:
+            told = f"{found.outbox_ready:,} messages wait to be published"
+            yield Finding("look", "outbox", told, "The worker publishes them when the broker takes them.")
+        else:
+            told = f"{found.outbox_ready:,} messages wait for a broker, and none is configured"
+            yield Finding("look", "outbox", told, "Name one: DISPATCHER_AMQP_URL, or --amqp.")
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
@@ -214,7 +217,7 @@ def _plugins() -> Iterator[Finding]:
     yield Finding("ok", "plugins", counts)
 
 
-def _rulebook(settings: Settings, queued: Mapping[str, int]) -> Iterator[Finding]:
+def _rulebook(settings: Settings, queued: Mapping[str, int]) -> tuple[Plan | None, list[Finding]]:
     from dispatcher.plugins.registry import load_registry  # noqa: PLC0415 - see main
     from dispatcher.rules.plan import load_plan  # noqa: PLC0415
     from dispatcher.settings import process_environ  # noqa: PLC0415
@@ -227,8 +230,11 @@ def _rulebook(settings: Settings, queued: Mapping[str, int]) -> Iterator[Finding
         errors = [str(problem) for problem in refused.problems if problem.severity == "error"]
         more = f"; and {len(errors) - _SHOWN_PROBLEMS} more" if len(errors) > _SHOWN_PROBLEMS else ""
         told = "; ".join(errors[:_SHOWN_PROBLEMS]) + more
-        yield Finding("wrong", "rulebook", told, "`dispatcher check` lists everything.")
-        return
+        return None, [Finding("wrong", "rulebook", told, "`dispatcher check` lists everything.")]
+    return plan, list(_plan(settings, plan, queued))
+
+
+def _plan(settings: Settings, plan: Plan, queued: Mapping[str, int]) -> Iterator[Finding]:
     yield Finding("ok", "rulebook", f"{settings.rulebook}: {len(plan.chains)} chains, digest {plan.digest[:12]}")
     for problem in plan.warnings:
         yield Finding("look", "rulebook", str(problem))
@@ -238,6 +244,19 @@ def _rulebook(settings: Settings, queued: Mapping[str, int]) -> Iterator[Finding
     for name, count in kept:
         told = f"{count} are queued at the sender {name!r}, which keeps them in the store and hands nothing on"
         yield Finding("look", "texts", told, "Name a gateway under `senders:` to have texts delivered.")
+
+
+def _broker(settings: Settings, document: dict[str, Any], plan: Plan | None, *, worker_runs: bool) -> Iterator[Finding]:
+    from dispatcher.cli.broker import broker_findings, transport_findings  # noqa: PLC0415 - see main
+    from dispatcher.senders.vumi import VumiSender  # noqa: PLC0415
+    from dispatcher.sources.amqp.inspection import inspect_broker  # noqa: PLC0415
+
+    senders = plan.senders.values() if plan is not None else ()
+    transports = dict.fromkeys(sender.transport_name for sender in senders if isinstance(sender, VumiSender))
+    seen = inspect_broker(settings, [f"{name}.outbound" for name in transports])
+    document["broker"] = {"url": settings.amqp_url_shown, **asdict(seen)}
+    yield from broker_findings(settings, seen, worker_runs=worker_runs)
+    yield from transport_findings(seen.others)
 
 
 def _keeps(sender: Sender) -> bool:

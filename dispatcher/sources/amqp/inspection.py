@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -24,6 +24,7 @@ import pika.exceptions
 from dispatcher.errors import BrokerUnreachable
 from dispatcher.sources.amqp.parameters import connection_parameters, endpoint
 from dispatcher.sources.amqp.reasons import reason_of
+from dispatcher.sources.amqp.topology import dead_queue, queue_arguments
 
 if TYPE_CHECKING:
     from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 5
 # Each answer tells of one argument, and a queue has no more than these few that matter.
 _MOST_ROUNDS: Final = 16
-
-DEAD_EXCHANGE: Final = "vumi.dead"
 
 _DIFFERENCE: Final = re.compile(
     r"inequivalent arg '(?P<name>[^']+)' for (?:queue|exchange) .*"
@@ -117,39 +116,19 @@ class BrokerSeen:
     queues: tuple[QueueSeen, ...] = ()
     dead_exchanges: tuple[ExchangeSeen, ...] = ()
     dead_queues: tuple[QueueSeen, ...] = ()
+    others: tuple[QueueSeen, ...] = ()
 
 
-def wanted_arguments(settings: Settings, queue: str) -> dict[str, Argument]:
-    """Return the arguments with which a queue of events is made where there is none."""
-    if settings.amqp_queue_type == "classic":
-        return {
-            "x-queue-type": "classic",
-            "x-dead-letter-exchange": DEAD_EXCHANGE,
-            "x-dead-letter-routing-key": queue,
-        }
-    return {
-        "x-queue-type": "quorum",
-        "x-delivery-limit": settings.amqp_delivery_limit,
-        "x-dead-letter-exchange": DEAD_EXCHANGE,
-        "x-dead-letter-routing-key": queue,
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    }
-
-
-def dead_queue(queue: str) -> str:
-    """Return the name of the queue where the dead messages of a queue of ours end up."""
-    return f"{queue}.dead"
-
-
-def inspect_broker(settings: Settings) -> BrokerSeen:
+def inspect_broker(settings: Settings, others: Sequence[str] = ()) -> BrokerSeen:
     """Look at the broker of `settings.amqp_url`, which is set. A broker that fails is a result, not an error.
+
+    `others` are queues that are not ours: only whether they are there, and how full, is asked.
 
     Takes some `_PATIENCE` seconds at most for each time that the broker is silent.
     """
     try:
         with _connected(settings) as connection:
-            return _look(connection, settings)
+            return _look(connection, settings, others)
     except (pika.exceptions.ProbableAuthenticationError, pika.exceptions.ProbableAccessDeniedError) as error:
         return BrokerSeen("refused", reason_of(error, endpoint(settings)))
     except BrokerUnreachable as error:
@@ -175,8 +154,8 @@ def _connected(settings: Settings) -> Iterator[BlockingConnection]:
             connection.close()
 
 
-def _look(connection: BlockingConnection, settings: Settings) -> BrokerSeen:
-    queues = tuple(_queue(connection, name, wanted_arguments(settings, name)) for name in settings.amqp_queue_names)
+def _look(connection: BlockingConnection, settings: Settings, others: Sequence[str]) -> BrokerSeen:
+    queues = tuple(_queue(connection, name, queue_arguments(settings, name)) for name in settings.amqp_queue_names)
     going = [queue.arguments.get("x-dead-letter-exchange") for queue in queues if queue.arguments]
     exchanges = dict.fromkeys(str(name) for name in going if name)
     server = getattr(connection, "_impl").server_properties or {}  # noqa: B009 - pika shows them nowhere else
@@ -188,6 +167,7 @@ def _look(connection: BlockingConnection, settings: Settings) -> BrokerSeen:
         queues=queues,
         dead_exchanges=tuple(_exchange(connection, name, None) for name in exchanges),
         dead_queues=tuple(_depth(connection, dead_queue(name)) for name in settings.amqp_queue_names),
+        others=tuple(_depth(connection, name) for name in others),
     )
 
 
