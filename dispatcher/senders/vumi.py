@@ -18,6 +18,7 @@ from dispatcher.plugins.context import Context
 from dispatcher.plugins.effects import Effect
 from dispatcher.plugins.outcomes import Done, Outcome, Publish
 from dispatcher.plugins.services import Sender, Text
+from dispatcher.text.durations import Rate
 
 # The only version there has ever been; Vumi's own Python refuses every other.
 MESSAGE_VERSION = "20110921"
@@ -36,6 +37,7 @@ class VumiSender(Sender):
     effect: ClassVar[Effect] = Effect.TRANSACTION
 
     concurrency: int = Field(default=1000, ge=1, le=1000, description="How many texts may be unconfirmed at once.")
+    rate: Rate | None = Field(default=None, description='How many texts may leave in a time, such as "30/s".')
     transport_name: str = Field(
         min_length=1, description="The transport, in lower case; texts go to <transport_name>.outbound."
     )

@@ -6,9 +6,18 @@ each command to `<worker_name>.control`, if it knows the worker; if not, it drop
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from dispatcher.plugins.services import Service
+from dispatcher.text.durations import Rate
+
+
+def _in_lower_case(name: str) -> str:
+    if name != name.lower():
+        raise ValueError("a worker's name is written in lower case: Vumi uses no other routing keys")
+    return name
 
 
 class VumiService(Service):
@@ -17,26 +26,15 @@ class VumiService(Service):
     Steps of `send_command` name it. It opens no connection of its own: commands go out through the worker's.
     """
 
+    concurrency: int = Field(default=1000, ge=1, le=1000, description="How many commands may be unconfirmed at once.")
+    rate: Rate | None = Field(default=None, description='How many commands may leave in a time, such as "30/s".')
     exchange: str = Field(default="vumi", min_length=1, description="The exchange to publish commands to.")
     routing_key: str = Field(default="vumi.api", min_length=1, description="The routing key to publish them with.")
-    worker_names: dict[str, str] = Field(
+    worker_names: dict[str, Annotated[str, Field(min_length=1), AfterValidator(_in_lower_case)]] = Field(
         default_factory=dict,
         description="The worker of each conversation type; of any other it is <conversation_type>_application.",
     )
 
-    @field_validator("worker_names")
-    @classmethod
-    def _are_routing_keys(cls, value: dict[str, str]) -> dict[str, str]:
-        for conversation_type, name in value.items():
-            if not name or name != name.lower():
-                raise ValueError(f"the worker's name for {conversation_type!r} is a text in lower case")
-        return value
-
     def worker_name(self, conversation_type: str) -> str:
         """Return the name of the worker that serves conversations of this type."""
-        return self.worker_names.get(conversation_type) or default_worker_name(conversation_type)
-
-
-def default_worker_name(conversation_type: str) -> str:
-    """Return what Vumi Go names the worker of a conversation type, unless its set-up says otherwise."""
-    return f"{conversation_type}_application"
+        return self.worker_names.get(conversation_type) or f"{conversation_type}_application"

@@ -654,6 +654,31 @@ BROKEN = {
         "unknown_service",
         "crm",
     ),
+    "a transport in capitals": (
+        section("senders:\n  default: {type: vumi, transport_name: ⟦SMS_transport}\n"),
+        "bad_value",
+        None,
+    ),
+    "a worker in capitals": (
+        section("services:\n  go: {type: vumi, worker_names: {survey: ⟦Survey_Application}}\n"),
+        "bad_value",
+        None,
+    ),
+    "a command through a service of another type": (
+        steps("- handler: send_command\n  with: {service: ⟦crm, command: start}"),
+        "bad_param",
+        None,
+    ),
+    "a command through no service": (
+        steps("- handler: send_command\n  with: {service: ⟦crmm, command: start}"),
+        "unknown_service",
+        "crm",
+    ),
+    "a command to a router that nobody names": (
+        steps("- handler: send_command\n  ⟦with: {command: start, kwargs: {router_key: r}}"),
+        "bad_param",
+        None,
+    ),
     "an unknown type of a sender": (
         section("senders:\n  default: {type: ⟦outbx}\n"),
         "bad_value",
