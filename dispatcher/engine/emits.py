@@ -100,15 +100,14 @@ class Emitter:
             self._park(event, cause, run_id, count)
         return None
 
-    def publish(self, publishes: Sequence[Publish], run: Run, step: Step) -> None:
-        """Put messages for a broker into the outbox."""
+    def publish(self, publishes: Sequence[Publish], bodies: Sequence[str], run: Run, step: Step) -> None:
+        """Put messages for a broker into the outbox; `bodies` are theirs, as JSON."""
         connection = step.settled.connection if step.settled is not None else None
         lane = connection if connection is not None and connection.startswith("sender:") else ""
-        for index, message in enumerate(publishes):
+        for index, (message, body) in enumerate(zip(publishes, bodies, strict=True)):
             message_id = message.message_id or derived_uuid7(
                 self._overlay.now_ms, run.run_id, step.id, "publish", index, repr(run.cursor)
             )
-            body = _to_json(plain_json(message.body, self._limits))
             on_unknown = "resend" if message.keyed else step.on_unknown
             self._outbox(
                 run, step, to=(message.exchange, message.routing_key), body=body, message_id=message_id, lane=lane,

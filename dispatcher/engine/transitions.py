@@ -154,8 +154,7 @@ class Transitions:
         try:
             result, text = self._result(outcome.result)
             events: list[Event] = self._emitter.build(run, step, outcome.emits) if outcome.emits else []
-            for publish in outcome.publishes:
-                plain_json(publish.body, self._limits)
+            bodies = [self._text(publish.body) for publish in outcome.publishes]
             cursor = None if outcome.more is None else _to_json(outcome.more)
         except (Refusal, ValueError, TypeError, RecursionError) as error:
             said = f"{error.code}: {error.detail}" if isinstance(error, Refusal) else str(error)
@@ -165,7 +164,7 @@ class Transitions:
             layer.merge()
         emitted = self._emitter.add(events, outcome.emits, run, step) if events else []
         if outcome.publishes:
-            self._emitter.publish(outcome.publishes, run, step)
+            self._emitter.publish(outcome.publishes, bodies, run, step)
         if cursor is not None:
             self._journal(run, step, "ready", result=text)
             run.cursor, run.attempt, run.step_started_at = outcome.more, 1, None
@@ -182,20 +181,24 @@ class Transitions:
         """Return a result as plain JSON and as text. Raises ValueError or Refusal where it breaks the limits."""
         if result is None:
             return {}, None
-        returned = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
-        text = None
-        if type(returned) is dict:
-            try:
-                text = _to_json(returned)
-            except (TypeError, ValueError):
-                text = None  # a read-only view in it, or a mistake; the careful way tells which
-        if text is None or not _surely_plain(text, self._limits):
-            text = _to_json(plain_json(returned, self._limits))
-        if len(text) > self._limits.body_bytes:
-            raise Refusal("too_large", f"a result of {len(text)} characters")
+        text = self._text(result.model_dump(mode="json") if isinstance(result, BaseModel) else result)
         # Later steps see what the journal holds, now as after a restart.
         members: dict[str, Any] = _from_json(text)
         return members, text
+
+    def _text(self, value: Mapping[str, Any]) -> str:
+        """Return JSON as text. Raises ValueError or Refusal where it breaks the limits of events."""
+        text = None
+        if type(value) is dict:
+            try:
+                text = _to_json(value)
+            except (TypeError, ValueError):
+                text = None  # a read-only view in it, or a mistake; the careful way tells which
+        if text is None or not _surely_plain(text, self._limits):
+            text = _to_json(plain_json(value, self._limits))
+        if len(text) > self._limits.body_bytes:
+            raise Refusal("too_large", f"{len(text)} characters")
+        return text
 
     def _next_attempt_at(self, run: Run, step: Step, outcome: RetryLater) -> datetime | None:
         now = self._overlay.now

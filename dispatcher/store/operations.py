@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, insert, select, update
+from sqlalchemy import Connection, Select, delete, insert, select, update
 
 from dispatcher.engine.records import OPEN_LANE, as_text
 from dispatcher.errors import NotPossible, UsageError
 from dispatcher.store.lookup import EventRef, find_event, find_run
-from dispatcher.store.schema import audit, dead_letters, events, messages, runs, steps
+from dispatcher.store.schema import audit, dead_letters, events, messages, outbox, runs, steps
 
 Row = Mapping[str, Any]
 
@@ -69,11 +69,14 @@ class _Standing:
     is_wait: bool = False
     first_attempt: int = 1
     last_attempt: int = 0
+    # Something of this run may have been published, and waits in the outbox for a person to say so.
+    holds_outbox: bool = False
 
     @property
     def unknown(self) -> bool:
-        """Whether a call was made, or may have been, and nobody knows with what effect."""
-        return self.step_state == "unknown" or (self.step_state == "started" and not self.is_wait)
+        """Whether a call or a publish was made, or may have been, and nobody knows with what effect."""
+        started = self.step_state == "started" and not self.is_wait
+        return self.holds_outbox or self.step_state == "unknown" or started
 
     @property
     def waits(self) -> bool:
@@ -152,6 +155,8 @@ class Operations:
         """
         row = self._run(find_run(self.connection, text))
         run_id, standing = row["run_id"], self._standing(row)
+        if standing.holds_outbox:
+            return self._resolve_outbox(row, sent=sent)
         if row["state"] not in _RESUMABLE or not standing.unknown:
             cause = f": {row['error']}" if row["state"] == "held" else ""
             raise NotPossible(
@@ -164,6 +169,31 @@ class Operations:
         self.note("runs.resolve", run_id, "sent" if sent else "not sent")
         told = "was sent: the run goes on behind it" if sent else "was not sent: it is tried again"
         return Changed([run_id], f"run {run_id}: step {row['step']} {told}")
+
+    def _resolve_outbox(self, row: Row, *, sent: bool) -> Changed:
+        """Settle what may have been published: it was, and is dropped; or it was not, and is published again."""
+        run_id = row["run_id"]
+        held = self.rows(select(outbox).where(outbox.c.run_id == run_id, outbox.c.state == "held"))
+        seqs = outbox.c.seq.in_([entry["seq"] for entry in held])
+        if sent:
+            self.connection.execute(delete(outbox).where(seqs))
+        else:
+            again = {"state": "ready", "not_before": self._now, "error": None}
+            self.connection.execute(update(outbox).where(seqs).values(**again))
+        texts = messages.c.message_id.in_([entry["message_id"] for entry in held])
+        state = "sent" if sent else "queued"
+        self.connection.execute(
+            update(messages).where(texts, messages.c.state == "held").values(state=state, error=None)
+        )
+        if row["state"] == "held" and row["finished_at"] is not None:
+            self._update_run(row, state="done", error=None)
+        table = dead_letters
+        told = (table.c.run_id == run_id, table.c.reason == "unknown", table.c.state == "open")
+        self.connection.execute(update(table).where(*told).values(state="replayed"))
+        self.note("runs.resolve", run_id, "sent" if sent else "not sent")
+        what = ", ".join(sorted({f"step {entry['step']}" for entry in held}))
+        outcome = "was published" if sent else "was not published: it is published again"
+        return Changed([run_id], f"run {run_id}: {what} {outcome}")
 
     # Events.
 
@@ -257,10 +287,12 @@ class Operations:
     def _standing(self, row: Row) -> _Standing:
         here = (steps.c.run_seq == row["seq"], steps.c.position == row["position"])
         tried = self.rows(select(steps).where(*here).order_by(steps.c.attempt))
+        mine = (outbox.c.run_id == row["run_id"], outbox.c.state == "held")
+        holds = self.connection.execute(select(outbox.c.seq).where(*mine).limit(1)).first() is not None
         if not tried:
-            return _Standing()
+            return _Standing(holds_outbox=holds)
         last = tried[-1]
-        return _Standing(last["state"], last["handler"] == "wait", tried[0]["attempt"], last["attempt"])
+        return _Standing(last["state"], last["handler"] == "wait", tried[0]["attempt"], last["attempt"], holds)
 
     def _retry(self, row: Row, standing: _Standing) -> None:
         if row["state"] in ("waiting", "retrying"):

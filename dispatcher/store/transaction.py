@@ -79,8 +79,11 @@ class SqliteTransaction:
         row = self._one(sql.TEXTED, (message_id,))
         if row is None:
             return None
-        *facts, hops, traceparent = row
-        return Texted(*facts, hops=hops or 0, traceparent=traceparent)
+        account_key, to_addr, sender, state, event_id, conversation_key, root_id, hops, traceparent = row
+        # An event that was forgotten leaves its text, and that tells enough.
+        return Texted(
+            account_key, to_addr, sender, state, event_id, conversation_key, root_id, hops or 0, traceparent
+        )
 
     def unacked(self, queue: str, account_key: str, body_hash: bytes, epoch: str) -> list[tuple[str, int, str | None]]:
         return self._all(sql.UNACKED, (body_hash, queue, account_key, epoch))

@@ -69,6 +69,8 @@ class Batches:
     def count_anew(self) -> None:
         """Somebody else changed what waits."""
         self._queued = None
+        if self.relay is not None:
+            self.relay.look_anew()
 
     def turn(self, *, intake: bool, due: bool) -> bool:
         """Run one batch; False when there was nothing to do. `intake` and `due` say what may be taken."""
@@ -209,7 +211,7 @@ class Batches:
             failpoints.reach("call.before_start")
             self._calls.start(call)
         if batch.queued_calls or work.due or work.abandoned:
-            self.count_anew()
+            self._queued = None
         counts, totals = batch.counts, self.totals
         totals.events += counts.events
         totals.unmatched += counts.unmatched

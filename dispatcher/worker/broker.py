@@ -36,7 +36,7 @@ class Broker:
         self.consumer = Consumer(settings, queues_of(settings, plan), wake)
         self.publisher = Publisher(settings, wake)
         self.relay = Relay(self.publisher, clock)
-        self._draining_since: float | None = None
+        self._kept_since: float | None = None
 
     def start(self, store: SqliteStore, batches: Batches, by_lane: Mapping[str, Service]) -> None:
         """Settle what an earlier worker left in flight, then connect."""
@@ -54,24 +54,32 @@ class Broker:
     def drained(self, store: SqliteStore) -> bool:
         """Whether nothing is left that could be taken from the broker, or handed to it, now.
 
-        Raises BrokerUnreachable when the broker has not told for too long.
+        Raises BrokerUnreachable when something has kept the broker from telling for too long.
         """
-        if self.relay.in_flight == 0 and self.consumer.waiting() == 0 and self.relay.next_due(store) is None:
-            if self.publisher.status.link.state == "up" or not self.relay.waits:
-                return True
-        elif self.consumer.status.link.state == self.publisher.status.link.state == "up":
-            self._draining_since = None  # it moves
-            return False
+        obstacle = self._obstacle()
+        if obstacle is None:
+            self._kept_since = None
+            return self.consumer.waiting() == 0 and self.relay.next_due(store) is None
         now = self._clock.monotonic()
-        self._draining_since = self._draining_since or now
-        if now - self._draining_since > _PATIENCE_SECONDS:
-            reasons = [status.link.reason for status in (self.consumer.status, self.publisher.status)]
+        self._kept_since = self._kept_since or now
+        if now - self._kept_since > _PATIENCE_SECONDS:
             raise BrokerUnreachable(
-                f"the broker at {self._settings.amqp_url_shown} cannot be reached: "
-                f"{next((reason for reason in reasons if reason), 'it does not answer')}.",
+                f"the broker at {self._settings.amqp_url_shown} does not serve: {obstacle}.",
                 hint="What was taken in is safe in the store.",
             )
         return False
+
+    def _obstacle(self) -> str | None:
+        """Say what keeps events from coming in or messages from going out."""
+        consumer, publisher = self.consumer.status, self.publisher.status
+        if consumer.link.state != "up":
+            return consumer.link.reason or "no answer yet"
+        for queue in consumer.queues:
+            if not queue.consuming:
+                return f"queue {queue.name}: {queue.reason or 'not set up yet'}"
+        if publisher.link.state != "up" and self.relay.waits:
+            return publisher.link.reason or "no answer yet"
+        return None
 
     def stop(self, patience_seconds: float) -> None:
         """Close both connections: acks are flushed, and confirms waited for so long."""

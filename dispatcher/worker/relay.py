@@ -45,6 +45,7 @@ class Relay:
         self._claimed: list[OutboxRow] = []
         self._settled: list[Published] = []
         self._said: dict[str, float] = {}
+        self._stale = False
 
     def configure(self, connections: Mapping[str, Service]) -> None:
         """Set the bounds of each lane; `connections` are keyed as `Settled.connection` names them."""
@@ -65,6 +66,10 @@ class Relay:
     def waits(self) -> bool:
         """Whether rows may be waiting in the store."""
         return bool(self._waiting)
+
+    def look_anew(self) -> None:
+        """Somebody else changed what waits."""
+        self._stale = True
 
     # At the start.
 
@@ -110,6 +115,9 @@ class Relay:
 
     def take_due(self, transaction: SqliteTransaction, limit: int) -> int:
         """Claim rows that are due, as far as the publisher and the rates of their lanes have room; return how many."""
+        if self._stale:
+            self._stale = False
+            self._waiting.update(transaction.outbox.lanes())
         if not self._waiting:
             return 0
         now = as_text(self._clock.now())
