@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dispatcher.engine.intake import add_event
-from dispatcher.engine.records import EVENT_STATE, OutboxRow, Run, StoredEvent
+from dispatcher.engine.records import EVENT_STATE, OutboxRow, Run, StoredEvent, destination_of
 from dispatcher.engine.unit import Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import canonical_hash, derived_uuid7, uuid7
@@ -103,7 +103,7 @@ class Emitter:
     def publish(self, publishes: Sequence[Publish], bodies: Sequence[str], run: Run, step: Step) -> None:
         """Put messages for a broker into the outbox; `bodies` are theirs, as JSON."""
         connection = step.settled.connection if step.settled is not None else None
-        lane = connection if connection is not None and connection.startswith("sender:") else ""
+        lane = connection or ""
         for index, (message, body) in enumerate(zip(publishes, bodies, strict=True)):
             message_id = message.message_id or derived_uuid7(
                 self._overlay.now_ms, run.run_id, step.id, "publish", index, repr(run.cursor)
@@ -126,10 +126,9 @@ class Emitter:
         on_unknown: Literal["hold", "resend", "fail"],
     ) -> None:
         overlay, event = self._overlay, run.stored.event
-        exchange, routing_key = to
         overlay.changes.outbox.append(
             OutboxRow(
-                overlay.reads.reserve("outbox"), f"amqp:{exchange}/{routing_key}", body, message_id, "ready", 0,
+                overlay.reads.reserve("outbox"), destination_of(*to), body, message_id, "ready", 0,
                 overlay.now_text, lane, on_unknown, event.account_key, event.event_id, run.run_id, step.id,
                 overlay.now_text,
             )

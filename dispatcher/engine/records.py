@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote, unquote
 
 from dispatcher.events.event import Event
 from dispatcher.plugins.context import Contact, Message
@@ -150,9 +151,21 @@ class OutboxRow:
     at: str
 
     @property
+    def address(self) -> tuple[str, str]:
+        """The exchange and the routing key that `destination` names."""
+        exchange, _, routing_key = self.destination.removeprefix("amqp:").partition("/")
+        return unquote(exchange), routing_key
+
+    @property
     def is_text(self) -> bool:
         """Whether this is a text to a person, with a row in `messages` under the same id."""
         return self.lane.startswith("sender:")
+
+
+@lru_cache(maxsize=256)
+def destination_of(exchange: str, routing_key: str) -> str:
+    """Name an exchange and a routing key in one text, such as `amqp:vumi/sms.outbound`."""
+    return f"amqp:{quote(exchange, safe='')}/{routing_key}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,11 @@ class VumiSender(Sender):
     endpoint: str = Field(default="default", description="The endpoint in the routing metadata.")
     helper_metadata: dict[str, Any] = Field(default_factory=dict, description="What Vumi Go's workers look for.")
     exchange: str = Field(default="vumi", min_length=1, description="The exchange that the transport's queue is on.")
+    reports: bool = Field(
+        default=True,
+        description="Whether to read <transport_name>.event, where the transport reports on texts; `false` where "
+        "another worker reads it.",
+    )
 
     @field_validator("transport_name")
     @classmethod

@@ -98,5 +98,6 @@ class Broker:
 def queues_of(settings: Settings, plan: Plan) -> list[Queue]:
     """Return the queues to consume: those of the settings, and the reports of each Vumi sender's transport."""
     queues = [Queue(name, "event") for name in settings.amqp_queue_names]
-    transports = {sender.transport_name for sender in plan.senders.values() if isinstance(sender, VumiSender)}
+    senders = [sender for sender in plan.senders.values() if isinstance(sender, VumiSender)]
+    transports = {sender.transport_name for sender in senders if sender.reports}
     return [*queues, *(Queue(f"{name}.event", "transport_event") for name in sorted(transports))]

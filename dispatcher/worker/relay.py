@@ -50,12 +50,11 @@ class Relay:
     def configure(self, connections: Mapping[str, Service]) -> None:
         """Set the bounds of each lane; `connections` are keyed as `Settled.connection` names them."""
         for name, service in connections.items():
-            if name.startswith("sender:"):
-                lane = Lane(service.concurrency, service.rate.per_second if service.rate else None)
-                known = self._lanes.get(name)
-                if known is not None:
-                    lane.taken = known.taken
-                self._lanes[name] = lane
+            lane = Lane(service.concurrency, service.rate.per_second if service.rate else None)
+            known = self._lanes.get(name)
+            if known is not None:
+                lane.taken = known.taken
+            self._lanes[name] = lane
 
     @property
     def in_flight(self) -> int:
@@ -245,5 +244,5 @@ def _pause(attempt: int) -> timedelta:
 
 
 def _outgoing(row: OutboxRow) -> Outgoing:
-    exchange, _, routing_key = row.destination.removeprefix("amqp:").partition("/")
+    exchange, routing_key = row.address
     return Outgoing(row.seq, exchange, routing_key, row.body.encode(), row.message_id)
