@@ -35,10 +35,12 @@ if TYPE_CHECKING:
 _PATIENCE: Final = 5
 # Each answer tells of one argument, and a queue has no more than these few that matter.
 _MOST_ROUNDS: Final = 16
+_NOT_FOUND: Final = 404
+_PRECONDITION_FAILED: Final = 406
 
 _DIFFERENCE: Final = re.compile(
     r"inequivalent arg '(?P<name>[^']+)' for (?:queue|exchange) .*"
-    r"received (?P<ours>.*) but current is (?P<theirs>none|the value '.*' of type '\w+'|'.*')$",
+    r"received .* but current is (?P<theirs>none|the value '.*' of type '\w+'|'.*')$",
     re.DOTALL,
 )
 _TYPED: Final = re.compile(r"the value '(?P<value>.*)' of type '(?P<type>\w+)'", re.DOTALL)
@@ -181,7 +183,7 @@ def _exchange(connection: BlockingConnection, name: str, kind: str | None) -> Ex
     """Look at an exchange; without a `kind` that it should have, only at whether it is there."""
     closed = _asked(connection, lambda channel: channel.exchange_declare(name, passive=True))
     if closed is not None:
-        absent = closed.reply_code == 404
+        absent = closed.reply_code == _NOT_FOUND
         return ExchangeSeen(name, exists=not absent, unseen=None if absent else reason_of(closed))
     if kind is None:
         return ExchangeSeen(name, exists=True)
@@ -228,7 +230,7 @@ def _depth(connection: BlockingConnection, name: str) -> QueueSeen:
     closed = _asked(connection, lambda channel: told.append(channel.queue_declare(name, passive=True).method))
     if closed is None:
         return QueueSeen(name, exists=True, ready=told[0].message_count, consumers=told[0].consumer_count)
-    absent = closed.reply_code == 404 and "no queue" in closed.reply_text
+    absent = closed.reply_code == _NOT_FOUND and "no queue" in closed.reply_text
     return QueueSeen(name, exists=not absent, unseen=None if absent else reason_of(closed))
 
 
@@ -256,10 +258,10 @@ def _learn(
         closed = _asked(connection, declare)
         if closed is None:
             return None
-        difference = _DIFFERENCE.search(closed.reply_text) if closed.reply_code == 406 else None
+        difference = _difference(closed.reply_code, closed.reply_text)
         if difference is None:
             return reason_of(closed)
-        name, current = difference["name"], _value(difference["name"], difference["theirs"])
+        name, current = difference
         known = flags if name in flags else arguments
         if current is None and name in known and known is arguments:
             del known[name]
@@ -270,17 +272,26 @@ def _learn(
     return f"more than {_MOST_ROUNDS} of its arguments differ from ours"
 
 
-def _value(name: str, told: str) -> Argument | None:
-    """Read a value as the broker writes it; None when there is none, or none that can be said again."""
-    found = _TYPED.fullmatch(told) or _UNTYPED.fullmatch(told)
+def _difference(code: int, text: str) -> tuple[str, Argument | None] | None:
+    """Read a refusal: which argument differs, and what it is there, None if it is not given.
+
+    Returns None for a refusal that says something else, or a value that could not be said again.
+    """
+    found = _DIFFERENCE.search(text) if code == _PRECONDITION_FAILED else None
     if found is None:
         return None
-    value, kind = found["value"], found["type"]
+    name, told = found["name"], found["theirs"]
+    if told == "none":
+        return name, None
+    said = _TYPED.fullmatch(told) or _UNTYPED.fullmatch(told)
+    if said is None:
+        return None
+    value, kind = said["value"], said["type"]
     if kind == "bool" or (not kind and value in ("true", "false")):
-        return value == "true"
+        return name, value == "true"
     if kind in _INTEGERS or (not kind and name in _COUNTS):
-        return int(value) if re.fullmatch(r"-?[0-9]{1,19}", value) else None
-    return value if kind in ("", *_TEXTS) else None
+        return (name, int(value)) if re.fullmatch(r"-?[0-9]{1,19}", value) else None
+    return (name, value) if kind in ("", *_TEXTS) else None
 
 
 def weaknesses(queue: QueueSeen, wanted: Mapping[str, Argument]) -> Iterator[str]:
