@@ -94,7 +94,7 @@ class Listener:
         self._listener = listener
         self._acceptor = threading.Thread(target=self._accept, args=(listener,), name="http", daemon=True)
         self._acceptor.start()
-        log.info("listener.started", address=shown if port else "{}:{}".format(*self.address))
+        log.info("listener.started", address=f"{shown.rpartition(':')[0]}:{self.address[1]}")
 
     def stop(self) -> None:
         """Listen no more, and let go of whoever is connected."""
@@ -145,9 +145,11 @@ class Listener:
         return True
 
     def _serve(self, connection: socket.socket) -> None:
-        # What the other side does must not end up as a traceback on stderr, whatever it is.
-        contained(lambda: _Exchange(connection, self))
+        found = contained(lambda: _Exchange(connection, self))
         self._forget(connection)
+        # A connection that breaks or is given up is the other side's affair.
+        if isinstance(found, Escaped) and not isinstance(found.error, OSError):
+            self._tell("", found.error)
 
     def _forget(self, connection: socket.socket) -> None:
         with self._lock:
@@ -176,13 +178,18 @@ class Listener:
 
     def _asked(self, path: str, ask: Callable[[], T]) -> T | Escaped:
         found = contained(ask)
-        # A fault of ours is told once, not at each scrape.
-        said = type(found.error).__name__ if isinstance(found, Escaped) else ""
-        if said and self._said.get(path) != said:
-            assert isinstance(found, Escaped)
-            log.error("listener.failed", path=path, error=found.error)
-        self._said[path] = said
+        if isinstance(found, Escaped):
+            self._tell(path, found.error)
+        else:
+            self._said.pop(path, None)
         return found
+
+    def _tell(self, path: str, error: BaseException) -> None:
+        """Log a fault of ours: once, not at each scrape."""
+        said = type(error).__name__
+        if self._said.get(path) != said:
+            self._said[path] = said
+            log.error("listener.failed", path=path, error=error)
 
 
 class _Exchange(BaseHTTPRequestHandler):
@@ -194,6 +201,7 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def __init__(self, connection: socket.socket, listener: Listener) -> None:
         self._listener = listener
+        self.requestline, self.command = "", ""
         super().__init__(connection, ("", 0), None)  # type: ignore[arg-type]  # it needs no server of the library's
 
     def setup(self) -> None:
@@ -209,7 +217,6 @@ class _Exchange(BaseHTTPRequestHandler):
         if self._head is None or not self._listener.heard(self.connection):
             return
         if len(self._head) > LONGEST_REQUEST:
-            self.requestline, self.request_version, self.command = "", self.protocol_version, "GET"
             self.send_error(431)
             return
         self.rfile = BytesIO(self._head)
@@ -254,6 +261,8 @@ class _Exchange(BaseHTTPRequestHandler):
         return self.server_version
 
     def _reply(self, status: int, kind: str, body: bytes, **headers: str) -> None:
+        # What cannot be read counts as HTTP/0.9 for the library, and would get an answer without a status.
+        self.request_version = self.protocol_version
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -262,7 +271,7 @@ class _Exchange(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if getattr(self, "command", None) != "HEAD":
+        if self.command != "HEAD":
             self._answered.write(body)
 
     def _receive(self) -> bytes | None:

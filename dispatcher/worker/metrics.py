@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import platform
 import re
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -104,8 +103,8 @@ def _collect(sources: Sources) -> Iterator[Metric]:
     yield _labelled_gauge(
         "dispatcher_build_info",
         "Always 1; the labels say which versions run.",
-        ("version", "python", "sqlite"),
-        {(sources.version, platform.python_version(), sqlite3.sqlite_version): 1},
+        ("version", "python"),
+        {(sources.version, platform.python_version()): 1},
     )
     yield from _health(snapshot)
     yield from _totals(sources.totals.copy())

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import fields
+from datetime import timedelta
+
+import pytest
+
+from dispatcher.engine.records import as_text
+from dispatcher.errors import StoreUnusable
+from dispatcher.store import gauges
+from dispatcher.store.gauges import FreshGauges, Gauges, read_gauges
+from dispatcher.store.sqlite import SqliteStore
+from dispatcher.testing import FrozenClock
+
+BLANKS = {"TEXT": "", "INTEGER": 0, "BOOLEAN": 0, "BLOB": b""}
+
+
+class Shop:
+    """A store whose rows are as a test says."""
+
+    def __init__(self, folder):
+        self.path = folder / "store.db"
+        self.store = SqliteStore.open(self.path)
+        self.clock = FrozenClock()
+
+    def put(self, table, count=1, **values):
+        connection = self.store.connection
+        columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
+        for _ in range(count):
+            row = {name: BLANKS[kind] for _, name, kind, required, default, key in columns
+                   if required and default is None and not key}  # fmt: skip
+            for name in ("dead_id", "run_id"):
+                if name in row:
+                    row[name] = f"{connection.total_changes}"
+            row |= values
+            if table == "runs":
+                row["event_seq"] = connection.total_changes
+            names = ", ".join(f'"{name}"' for name in row)
+            connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", [*row.values()])
+
+    def ago(self, seconds):
+        return as_text(self.clock.now() - timedelta(seconds=seconds))
+
+    def read(self):
+        return read_gauges(self.path, self.clock.now())
+
+
+@pytest.fixture
+def shop(tmp_path):
+    shop = Shop(tmp_path)
+    yield shop
+    shop.store.close()
+
+
+def test_an_empty_store_holds_nothing_open(shop):
+    read = shop.read()
+
+    assert read.at == shop.clock.now()
+    assert read.store_bytes > 0
+    assert read.free_bytes > 0
+    told = {field.name: getattr(read, field.name) for field in fields(Gauges)}
+    del told["at"], told["store_bytes"], told["free_bytes"]
+    assert set(map(repr, told.values())) == {"0", "None", "{}"}
+
+
+def test_events_that_are_new_wait_and_the_first_of_them_has_an_age(shop):
+    shop.put("events", state="matched", received_at=shop.ago(500))
+    shop.put("events", 2, state="new", received_at=shop.ago(40))
+    shop.put("events", state="new", received_at=shop.ago(10), account_key="a")
+
+    assert (shop.read().events_waiting, shop.read().oldest_event_seconds) == (3, 40.0)
+
+
+def test_the_outbox_is_counted_with_what_is_due_and_for_how_long_in_each_lane(shop):
+    shop.put("outbox", 2, state="ready", not_before=shop.ago(90), at=shop.ago(95))
+    shop.put("outbox", state="ready", not_before=shop.ago(-60), at=shop.ago(700))
+    shop.put("outbox", state="ready", not_before=shop.ago(300), at=shop.ago(300), lane="sender:bulk")
+    shop.put("outbox", state="ready", not_before=shop.ago(-60), at=shop.ago(1), lane="sender:slow")
+
+    read = shop.read()
+
+    assert (read.outbox_ready, read.outbox_due, read.outbox_held) == (5, 3, 0)
+    assert read.outbox_due_seconds == {"": 90.0, "sender:bulk": 300.0}
+
+
+def test_the_age_of_the_outbox_is_that_of_the_row_written_first_held_or_not(shop):
+    shop.put("outbox", state="held", not_before=shop.ago(900), at=shop.ago(900))
+    shop.put("outbox", state="ready", not_before=shop.ago(-60), at=shop.ago(700))
+
+    assert (shop.read().outbox_held, shop.read().oldest_outbox_seconds) == (1, 900.0)
+    assert shop.read().outbox_due_seconds == {}
+
+
+def test_runs_are_counted_by_what_they_stand_at(shop):
+    shop.put("runs", 3, state="done")
+    shop.put("runs", 2, state="waiting", due_at=shop.ago(5))
+    shop.put("runs", state="retrying", due_at=shop.ago(9))
+    shop.put("runs", 4, state="waiting", due_at=shop.ago(-60))
+    shop.put("runs", 5, state="retrying", due_at=shop.ago(-60))
+    shop.put("runs", 6, state="running")
+    shop.put("runs", 7, state="held")
+    shop.put("runs", 8, state="ready", due_at=shop.ago(20), lane="sender:bulk")
+
+    read = shop.read()
+
+    assert (read.runs_due, read.oldest_run_due_seconds) == (3, 9.0)
+    assert (read.runs_waiting, read.runs_retrying, read.runs_running, read.runs_held) == (4, 5, 6, 7)
+    assert read.calls_queued == {"sender:bulk": 8}
+
+
+def test_dead_letters_that_are_open_are_counted_by_reason(shop):
+    shop.put("dead_letters", 2, reason="failed")
+    shop.put("dead_letters", reason="bad_json", body=b"{")
+    shop.put("dead_letters", reason="bad_json", state="discarded")
+
+    assert shop.read().dead_letters == {"failed": 2, "bad_json": 1}
+
+
+def test_a_store_is_counted_while_its_worker_writes(shop):
+    with shop.store.transaction() as transaction:
+        shop.put("events", state="new", received_at=shop.ago(0))
+        assert shop.read().events_waiting == 0
+        transaction.commit()
+
+    assert shop.read().events_waiting == 1
+
+
+def test_a_time_that_is_yet_to_come_gives_no_negative_age(shop):
+    shop.put("events", state="new", received_at=shop.ago(-10))
+
+    assert shop.read().oldest_event_seconds == 0.0
+
+
+def test_a_store_that_cannot_be_read_is_told_so(tmp_path):
+    clock = FrozenClock()
+    (tmp_path / "none.db").write_bytes(b"this is no database, however long one looks at it" * 100)
+
+    for name in ("none.db", "missing.db"):
+        with pytest.raises(StoreUnusable, match=f"{name} cannot be counted"):
+            read_gauges(tmp_path / name, clock.now())
+
+
+def test_counting_makes_no_store(tmp_path):
+    with pytest.raises(StoreUnusable):
+        read_gauges(tmp_path / "missing.db", FrozenClock().now())
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("_NEW_EVENTS", 0), ("_OUTBOX_READY", 1), ("_OUTBOX_HELD", 0), ("_SCHEDULED", 1), ("_OPEN_RUNS", 0)],
+)
+def test_counting_walks_over_an_index_of_what_is_open_and_never_over_a_table(shop, name, given):
+    plan = shop.store.connection.execute(f"EXPLAIN QUERY PLAN {getattr(gauges, name)}", [""] * given).fetchall()
+
+    assert plan
+    walks = [step[3] for step in plan if step[3].startswith(("SCAN", "SEARCH"))]
+    assert [walk for walk in walks if "INDEX" not in walk] == []
+    partial = {
+        row[0] for row in shop.store.connection.execute("SELECT name FROM sqlite_master WHERE sql LIKE '% WHERE %'")
+    }
+    assert [walk for walk in walks if walk.split(" INDEX ")[1].split()[0] not in partial] == []
+
+
+# For many who ask.
+
+
+class Counting:
+    """What counts a store, as the test scripts it."""
+
+    def __init__(self, clock, sample):
+        self.clock, self.sample, self.times, self.takes, self.broken = clock, sample, 0, 0.0, False
+
+    def __call__(self, path, now):
+        self.times += 1
+        self.clock.advance(timedelta(seconds=self.takes))
+        if self.broken:
+            raise StoreUnusable("it cannot be counted.")
+        return self.sample
+
+
+@pytest.fixture
+def counting(shop):
+    return Counting(shop.clock, shop.read())
+
+
+def test_a_store_is_counted_once_for_all_who_ask_within_a_second(shop, counting):
+    fresh = FreshGauges(shop.path, shop.clock, counting)
+
+    assert [fresh.read() for _ in range(5)] == [counting.sample] * 5
+    assert counting.times == 1
+    shop.clock.advance(timedelta(seconds=1))
+    fresh.read()
+    assert counting.times == 2
+
+
+def test_a_store_that_takes_long_to_count_is_counted_less_often(shop, counting):
+    fresh = FreshGauges(shop.path, shop.clock, counting)
+    counting.takes = 0.5
+
+    fresh.read()
+    shop.clock.advance(timedelta(seconds=9))
+    fresh.read()
+    assert counting.times == 1
+    shop.clock.advance(timedelta(seconds=1))
+    fresh.read()
+    assert counting.times == 2
+
+
+def test_a_store_that_cannot_be_counted_is_asked_again_a_second_later(shop, counting):
+    fresh = FreshGauges(shop.path, shop.clock, counting)
+    counting.broken = True
+
+    for _ in range(2):
+        with pytest.raises(StoreUnusable):
+            fresh.read()
+    assert counting.times == 1
+    counting.broken = False
+    shop.clock.advance(timedelta(seconds=1))
+    assert fresh.read() == counting.sample
+
+
+def test_whoever_asks_while_another_counts_gets_the_numbers_of_before(shop, counting):
+    counts, goes_on = threading.Event(), threading.Event()
+
+    def slowly(path, now):
+        if counting.times:
+            counts.set()
+            assert goes_on.wait(10)
+        return counting(path, now)
+
+    fresh = FreshGauges(shop.path, shop.clock, slowly)
+    fresh.read()
+    shop.clock.advance(timedelta(seconds=1))
+    other = threading.Thread(target=fresh.read)
+    other.start()
+    assert counts.wait(10)
+
+    assert fresh.read() == counting.sample
+    assert counting.times == 1
+    goes_on.set()
+    other.join(10)
+    assert counting.times == 2
