@@ -28,6 +28,7 @@ from pika.adapters.select_connection import IOLoop
 from dispatcher.plugins.boundary import Escaped, contained
 from dispatcher.settings import Settings
 from dispatcher.sources.amqp.parameters import connection_parameters, endpoint
+from dispatcher.sources.amqp.properties import read_tolerantly
 from dispatcher.sources.amqp.reasons import reason_of
 from dispatcher.telemetry import log
 
@@ -129,6 +130,7 @@ class Link:
         """Begin to connect; returns at once."""
         # What pika warns of at each attempt is told once a change by us, in words that hold no credentials.
         logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
+        read_tolerantly()
         self.revive()
 
     def revive(self) -> None:
