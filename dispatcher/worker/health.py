@@ -119,6 +119,20 @@ class ConsumerView(Protocol):
         ...
 
 
+class ExchangeView(Protocol):
+    """An exchange that was published to."""
+
+    @property
+    def name(self) -> str:
+        """The exchange's name."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes messages from us."""
+        ...
+
+
 class PublisherView(Protocol):
     """What publishes."""
 
@@ -150,6 +164,21 @@ class PublisherView(Protocol):
     @property
     def unknown(self) -> int:
         """Of how many nobody knows."""
+        ...
+
+    @property
+    def unsent(self) -> int:
+        """How many were handed over and never written."""
+        ...
+
+    @property
+    def quiet_since(self) -> float | None:
+        """Since when the broker has answered nothing, though there is something to answer."""
+        ...
+
+    @property
+    def exchanges(self) -> Sequence[ExchangeView]:
+        """Those that were published to."""
         ...
 
 
@@ -269,6 +298,8 @@ def _publisher(snapshot: Snapshot, publisher: PublisherView) -> Iterator[str]:
             yield f"there is no connection to publish{_why(link.reason)}, {_since(snapshot, link.since)}"
     elif _lasts(snapshot, link.blocked_since, PUBLISHER_SECONDS):
         yield f"the broker takes no publishes (a memory or disk alarm), {_since(snapshot, link.blocked_since)}"
+    elif _lasts(snapshot, publisher.quiet_since, PUBLISHER_SECONDS):
+        yield f"the broker does not answer what is published, {_since(snapshot, publisher.quiet_since)}"
     age = snapshot.oldest_outbox_due_seconds
     if age is not None and age > OUTBOX_SECONDS:
         yield f"the outbox is not handed out: its first row is due {_since(snapshot, snapshot.now - age)}"

@@ -279,14 +279,19 @@ def _publisher(publisher: PublisherView) -> Iterator[Metric]:
         "unroutable": publisher.unroutable,
         "refused": publisher.refused,
         "unknown": publisher.unknown,
+        "unsent": publisher.unsent,
     }
     yield _counter(
-        "dispatcher_publishes", "Messages handed to the broker, by what it answered; unknown is no answer.",
+        "dispatcher_publishes", "Messages to publish, by what the broker answered: unknown is nothing, unsent no try.",
         ("fate",), _by_name(fates, ()),
     )  # fmt: skip
     yield _gauge(
         "dispatcher_publishes_in_flight", "Messages that the broker has not answered yet.", publisher.in_flight
     )
+    yield _labelled_gauge(
+        "dispatcher_exchange_ready", "Whether this exchange, which was published to, takes messages from us.",
+        ("exchange",), {(_name(exchange.name),): exchange.ready for exchange in publisher.exchanges},
+    )  # fmt: skip
 
 
 # Families of the library, from plain numbers.

@@ -43,6 +43,13 @@ class Consumer:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    name: str = "vumi"
+    ready: bool = True
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Publisher:
     link: Link = Link()
     in_flight: int = 0
@@ -50,6 +57,9 @@ class Publisher:
     unroutable: int = 0
     refused: int = 0
     unknown: int = 0
+    unsent: int = 0
+    quiet_since: float | None = None
+    exchanges: tuple[Exchange, ...] = ()
 
 
 EMBEDDED = Snapshot(now=NOW, at=datetime(2026, 1, 2, 3, 0, 0, tzinfo=UTC), started_at=NOW - 7200, turn_due=NOW)
@@ -188,6 +198,17 @@ def test_a_broker_that_takes_nothing_for_long_is_a_reason():
     assert the_reason(blocked(health.PUBLISHER_SECONDS + 1)) == (
         "the broker takes no publishes (a memory or disk alarm), since 2026-01-02T02:59:29Z (31 s)"
     )
+
+
+def test_a_broker_that_answers_no_publish_for_long_is_a_reason():
+    def quiet(seconds, **link):
+        return replace(HEALTHY, publisher=Publisher(Link(**link), in_flight=3, quiet_since=NOW - seconds))
+
+    assert is_ready(quiet(health.PUBLISHER_SECONDS)).ready
+    assert the_reason(quiet(health.PUBLISHER_SECONDS + 1)) == (
+        "the broker does not answer what is published, since 2026-01-02T02:59:29Z (31 s)"
+    )
+    assert "alarm" in the_reason(quiet(100, blocked_since=NOW - 100))
 
 
 def test_a_row_of_the_outbox_that_is_long_due_is_a_reason_where_there_is_a_broker():

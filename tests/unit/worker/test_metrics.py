@@ -16,7 +16,7 @@ from dispatcher.store.gauges import Gauges
 from dispatcher.testing import FrozenClock
 from dispatcher.worker.health import Snapshot
 from dispatcher.worker.metrics import Metrics, Sources
-from tests.unit.worker.test_health import HEALTHY, NOW, Consumer, Link, Publisher, Queue
+from tests.unit.worker.test_health import HEALTHY, NOW, Consumer, Exchange, Link, Publisher, Queue
 
 GAUGES = Gauges(
     at=datetime(2026, 1, 2, tzinfo=UTC),
@@ -218,7 +218,8 @@ def test_the_broker_is_told(world):
         consumer=Consumer(Link(reconnects=3), queues, stale_acks=4, delivered=1000, buffered=6),
         publisher=Publisher(
             Link("down", blocked_since=NOW - 1, blocked_seconds=12.5),
-            in_flight=8, confirmed=100, unroutable=9, refused=1, unknown=2,
+            in_flight=8, confirmed=100, unroutable=9, refused=1, unknown=2, unsent=3,
+            exchanges=(Exchange(), Exchange("vumi.events", ready=False)),
         ),
     )  # fmt: skip
 
@@ -239,8 +240,9 @@ def test_the_broker_is_told(world):
     assert value("dispatcher_broker_deliveries_total") == 1000
     assert value("dispatcher_broker_deliveries_buffered") == 6
     assert value("dispatcher_publishes_in_flight") == 8
-    fates = {"confirmed": 100, "unroutable": 9, "refused": 1, "unknown": 2}
+    fates = {"confirmed": 100, "unroutable": 9, "refused": 1, "unknown": 2, "unsent": 3}
     assert {fate: value("dispatcher_publishes_total", fate=fate) for fate in fates} == fates
+    assert [value("dispatcher_exchange_ready", exchange=name) for name in ("vumi", "vumi.events")] == [1, 0]
 
 
 @pytest.mark.parametrize("odd", ['quote"', "back\\slash", "line\nbreak", "}", "né", "\ud800", "\x00", "# HELP"])
