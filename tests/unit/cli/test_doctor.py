@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -40,6 +42,32 @@ def test_people_see_marks_and_areas(dispatcher):
     said = dispatcher("doctor")
     assert "ok     worker" in said.out
     assert max(len(line) for line in said.out.splitlines()) <= 80
+
+
+@pytest.fixture
+def waiting_message(dispatcher, here):
+    """A message in the outbox of the store."""
+    dispatcher("publish", stdin=json.dumps(an_event()).encode())
+    with closing(sqlite3.connect(here / "store.db")) as connection:
+        connection.execute(
+            "INSERT INTO outbox (destination, body, message_id, state, not_before, at)"
+            " VALUES ('amqp:vumi/sms.outbound', '{}', 'm1', 'ready', '2026-11-21', '2026-11-21')"
+        )
+        connection.commit()
+
+
+def test_messages_for_a_broker_wait_as_long_as_none_is_configured(dispatcher, waiting_message):
+    waits = finding(dispatcher("doctor", "--json"), "outbox")
+    assert waits["level"] == "look"
+    assert waits["message"] == "1 messages wait for a broker, and none is configured"
+    assert "DISPATCHER_AMQP_URL" in waits["hint"]
+
+
+def test_with_a_broker_they_wait_for_it(dispatcher, waiting_message):
+    said = dispatcher("doctor", "--json", "--amqp", "amqp://127.0.0.1:1")
+    assert said.code == 1
+    assert finding(said, "outbox")["message"] == "1 messages wait to be published"
+    assert finding(said, "broker")["level"] == "wrong"
 
 
 def test_a_damaged_store_is_wrong(dispatcher, here):
