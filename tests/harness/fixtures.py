@@ -7,6 +7,7 @@ DISPATCHER_TEST_AMQP_URL when that is set; one that needs to break a node is the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,7 +50,7 @@ def vhost(request: pytest.FixtureRequest) -> Iterator[Vhost]:
     """A vhost with nothing in it and a user who may do anything there."""
     from tests.harness.vhost import external_vhost, vhost_on
 
-    def place():
+    def place() -> AbstractContextManager[Vhost]:
         if external.URL is not None:
             return external_vhost(external.URL)
         return vhost_on(request.getfixturevalue("rabbit"))
