@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pika
 import pika.exceptions
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from dispatcher.errors import BrokerUnreachable
 from dispatcher.sources.amqp.parameters import connection_parameters, endpoint
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 
     from dispatcher.settings import Settings
 
-# How long the broker may take for the connection, and how long it may be silent on it, in seconds.
+# How long the broker may take for the connection, in seconds.
 _PATIENCE: Final = 5
+# A broker that falls silent within a question is noticed by its missing heartbeats, after some 14 seconds.
+_HEARTBEAT: Final = 2
 # Each answer tells of one argument, and a queue has no more than these few that matter.
 _MOST_ROUNDS: Final = 16
 _NOT_FOUND: Final = 404
@@ -126,7 +129,7 @@ def inspect_broker(settings: Settings, others: Sequence[str] = ()) -> BrokerSeen
 
     `others` are queues that are not ours: only whether they are there, and how full, is asked.
 
-    Takes some `_PATIENCE` seconds at most for each time that the broker is silent.
+    A broker that does not answer is given up within a quarter of a minute.
     """
     try:
         with _connected(settings) as connection:
@@ -135,7 +138,7 @@ def inspect_broker(settings: Settings, others: Sequence[str] = ()) -> BrokerSeen
         return BrokerSeen("refused", reason_of(error, endpoint(settings)))
     except BrokerUnreachable as error:
         return BrokerSeen("unreachable", str(error).removesuffix("."))
-    except (pika.exceptions.AMQPError, OSError) as error:
+    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
         return BrokerSeen("unreachable", reason_of(error, endpoint(settings)))
 
 
@@ -146,8 +149,7 @@ def _connected(settings: Settings) -> Iterator[BlockingConnection]:
     logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
     parameters.socket_timeout = _PATIENCE
     parameters.stack_timeout = _PATIENCE
-    # A broker that falls silent within a question is noticed by its missing heartbeats.
-    parameters.heartbeat = _PATIENCE
+    parameters.heartbeat = _HEARTBEAT
     connection = pika.BlockingConnection(parameters)
     try:
         yield connection

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from contextlib import closing
+
 import pytest
 
 from dispatcher.settings import Settings
-from dispatcher.sources.amqp.inspection import QueueSeen, _difference, weaknesses
+from dispatcher.sources.amqp import inspection
+from dispatcher.sources.amqp.inspection import QueueSeen, _difference, inspect_broker, weaknesses
 from dispatcher.sources.amqp.topology import queue_arguments
 
 OURS = queue_arguments(Settings(), "vumi.event")
@@ -93,3 +98,52 @@ def test_who_wants_classic_queues_is_not_told_that_they_are_weak():
 
 def test_of_what_was_not_seen_nothing_is_said():
     assert list(weaknesses(a_queue(None, unseen="403"), OURS)) == []
+
+
+@pytest.fixture
+def server():
+    """Listens on loopback and does with each connection what it is told; yields its port and that list."""
+    answers = []
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(8)
+                connection.sendall(answers[0])
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1], answers
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x01\x00\x00" * 30]
+)
+def test_who_is_no_broker_is_unreachable(server, answer):
+    port, answers = server
+    answers.append(answer)
+    seen = inspect_broker(Settings(amqp_url=f"amqp://127.0.0.1:{port}"))
+
+    assert seen.state == "unreachable"
+    assert f"127.0.0.1:{port}" in seen.reason
+
+
+def test_who_never_answers_is_given_up(monkeypatch):
+    monkeypatch.setattr(inspection, "_PATIENCE", 0.05)
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port = listener.getsockname()[1]
+        seen = inspect_broker(Settings(amqp_url=f"amqp://127.0.0.1:{port}"))
+
+    assert (seen.state, seen.reason) == ("unreachable", f"no answer from 127.0.0.1:{port} to the attempt to connect")
+
+
+def test_a_password_file_that_is_not_there_is_a_reason(tmp_path):
+    seen = inspect_broker(Settings(amqp_url="amqp://me@127.0.0.1:1", amqp_password_file=tmp_path / "none"))
+
+    assert seen.state == "unreachable"
+    assert "cannot be read" in seen.reason
