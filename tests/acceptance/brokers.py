@@ -119,7 +119,12 @@ class Traffic:
     def _run(self) -> None:
         while not self._ending.is_set() and not self.done:
             connection = kombu.Connection(self._url, connect_timeout=2)
-            faults = (*connection.recoverable_connection_errors, *connection.channel_errors, OSError)
+            faults = (
+                *connection.recoverable_connection_errors,
+                *connection.channel_errors,
+                kombu.exceptions.OperationalError,
+                OSError,
+            )
             with contextlib.suppress(*faults), connection:
                 self._publish_on(connection)
             if not self.done:

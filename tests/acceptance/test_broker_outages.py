@@ -1,0 +1,87 @@
+"""The broker goes away, the connections to it are cut, the network lies: nothing is lost, nothing is done twice.
+
+After each: consuming again within five seconds of the broker's return, and one line of log for each change.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.acceptance import brokers
+from tests.acceptance.brokers import some_events
+from tests.harness.proxy import ChaosProxy
+from tests.harness.waiting import wait_until
+
+
+@pytest.fixture
+def site(folder, vhost):
+    with brokers.a_site(folder, vhost) as site:
+        yield site
+
+
+@pytest.fixture
+def proxy(vhost):
+    with ChaosProxy(vhost.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def distant(folder, vhost, proxy):
+    """A site whose worker reaches the broker through a network that can misbehave; the traffic takes another way."""
+    with brokers.a_site(folder, vhost, url=proxy.url(vhost.url)) as site:
+        yield site
+
+
+@pytest.fixture
+def chance():
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")  # noqa: T201 - shown when it fails
+    return random.Random(seed)
+
+
+def end(site, worker, faults):
+    """Let everything come to its end, and look at the books."""
+    site.settle()
+    assert worker.stop() == 0
+    print(brokers.nothing_is_lost_or_doubled(site))  # noqa: T201 - shown when it fails
+    brokers.faults_were_told_once(worker, faults)
+
+
+def test_broker_that_stops_and_starts_is_consumed_again(site, rabbit):
+    worker = site.start()
+    site.publish(some_events(900), per_second=400)
+    for part in range(1, 3):
+        site.wait_for(part * 250)
+        rabbit.stop_app()
+        if part == 1:
+            lines = len(worker.said("amqp.disconnected"))
+            brokers.hold(3)
+            assert len(worker.said("amqp.disconnected")) <= lines + 2 * brokers.REASONS_PER_FAULT
+        rabbit.start_app()
+        site.consumes_again()
+    end(site, worker, faults=2)
+
+
+def test_broker_that_is_killed_is_consumed_again(site, rabbit):
+    worker = site.start()
+    site.publish(some_events(900), per_second=400)
+    site.wait_for(400)
+    rabbit.kill()
+    rabbit.start()
+    site.consumes_again()
+    end(site, worker, faults=1)
+
+
+def test_connections_closed_again_and_again_cost_nothing(site, rabbit):
+    worker = site.start(amqp_prefetch=50)
+    site.publish(some_events(1200), per_second=200)
+    closings = 4
+    for part in range(1, closings + 1):
+        site.wait_for(part * 200)
+        rabbit.close_all_connections()
+        wait_until(lambda part=part: len(worker.said("amqp.disconnected", connection="consumer")) >= part)
+        site.consumes_again()
+    end(site, worker, faults=closings)
+    assert "unknown delivery tag" not in rabbit.said()
