@@ -19,6 +19,8 @@ Name = Literal[
     "batch.before_commit",  # a batch written, not committed
     "batch.after_commit",  # a batch durable, nothing acked, no call started
     "delivery.before_ack",  # a broker's deliveries durable, not acked
+    "outbox.before_publish",  # messages recorded as being published, not handed to the publisher
+    "outbox.before_record",  # messages confirmed by the broker, that not recorded
     "call.before_start",  # a call recorded as started, not yet made
     "call.after_return",  # a call made, its outcome not yet recorded
     "recovery.before_commit",  # what a crash left behind, put right but not committed

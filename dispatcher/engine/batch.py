@@ -9,11 +9,12 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from dispatcher.engine.attempt import Attempt, bind, concluded, guarded, prepared, scope_of
+from dispatcher.engine.counts import Counts
 from dispatcher.engine.emits import Emitter
 from dispatcher.engine.intake import Delivery, Receipt
 from dispatcher.engine.matching import start_runs
@@ -56,21 +57,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class CallReturn:
-    """What a call brought back."""
+    """What a call brought back, and after how many seconds."""
 
     call: Call
     outcome: Outcome
-
-
-@dataclass(slots=True)
-class Counts:
-    """What a batch did, for the log and the metrics."""
-
-    events: int = 0
-    unmatched: int = 0
-    runs: int = 0
-    steps: int = 0
-    outcomes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 class Batch:
@@ -105,6 +96,7 @@ class Batch:
         receipts = [
             self._reports.admit(delivery) if at in reports else next(admitted) for at, delivery in enumerate(deliveries)
         ]
+        self.counts.received(deliveries, receipts)
         # What the broker hands out again may have taken a worker down: it is stored first, and advanced by name.
         self._go_on_with(
             receipt.stored
@@ -151,6 +143,7 @@ class Batch:
             if run is None:
                 continue
             run.state = "ready"
+            self.counts.observe(run.chain.steps[run.position].handler_name, returned.seconds)
             self._conclude(run, returned.outcome, self.engine.connections if bound else call.context.connections)
             if run.state == "ready" and bound:
                 self._active.append(run)
@@ -241,9 +234,7 @@ class Batch:
             self.engine.guard.enter(stored.seq, "matching")
             runs = start_runs(stored, self.engine.plan, self.overlay)
             self.counts.events += 1
-            self.counts.runs += len(runs)
-            if not runs:
-                self.counts.unmatched += 1
+            self.counts.matched(stored.event, len(runs))
             self._active.extend(runs)
 
     def _next(self, run: Run) -> Attempt | None:
@@ -306,7 +297,9 @@ class Batch:
             self._call(attempt, layer, context)
             return
         event = run.stored.event
+        began = self.engine.clock.monotonic()
         outcome = guarded(lambda: handler.run(event, context), handler, event.event_type)
+        self.counts.observe(step.handler_name, self.engine.clock.monotonic() - began)
         if isinstance(outcome, Unknown):
             outcome = Failed(f"only calls may end unknown: {outcome.reason}")
         elif inspect.isawaitable(outcome):

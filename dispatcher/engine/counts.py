@@ -8,9 +8,19 @@ The totals stay small whatever comes from outside: of the keys of events that no
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from dispatcher.engine.records import DEAD_LETTER_COLUMNS
+
+if TYPE_CHECKING:
+    from dispatcher.engine.intake import Delivery, Receipt
+    from dispatcher.engine.records import Changes
+    from dispatcher.events.event import Event
+
+_REASON: Final = DEAD_LETTER_COLUMNS.index("reason")
+_KIND: Final = DEAD_LETTER_COLUMNS.index("kind")
 
 K = TypeVar("K")
 
@@ -90,6 +100,38 @@ class Counts:
             latency = self.latencies[handler] = Histogram(STEP_SECONDS)
         latency.counts[bisect_left(STEP_SECONDS, seconds)] += 1
         latency.total += seconds
+
+    def received(self, deliveries: Iterable[Delivery], receipts: Iterable[Receipt]) -> None:
+        """Count what became of deliveries."""
+        for delivery, receipt in zip(deliveries, receipts, strict=True):
+            key = (delivery.source, receipt.kind)
+            self.deliveries[key] = self.deliveries.get(key, 0) + 1
+
+    def matched(self, event: Event, runs: int) -> None:
+        """Count an event that so many chains run for."""
+        self.runs += runs
+        state = (event.source, "matched" if runs else "unmatched")
+        self.event_states[state] = self.event_states.get(state, 0) + 1
+        if not runs:
+            self.unmatched += 1
+            key = (event.conversation_type, event.event_type)
+            self.unmatched_keys[key] = self.unmatched_keys.get(key, 0) + 1
+
+    def wrote(self, changes: Changes) -> None:
+        """Count what a batch leaves behind: how its runs stand, and its dead letters."""
+        for run in (*changes.new_runs, *changes.changed_runs.values()):
+            if run.finished_at is not None:
+                self.runs_ended[run.state] = self.runs_ended.get(run.state, 0) + 1
+            elif run.state == "retrying":
+                self.retries += 1
+        for letter in changes.dead_letters:
+            self.parked(letter[_REASON])
+            if letter[_KIND] == "event":
+                self.event_states["emitted", "dead"] = self.event_states.get(("emitted", "dead"), 0) + 1
+
+    def parked(self, reason: str) -> None:
+        """Count a dead letter."""
+        self.dead_letters[reason] = self.dead_letters.get(reason, 0) + 1
 
     def committed(self, size: int, seconds: float) -> None:
         """Count a batch of so many things that was committed after so many seconds."""

@@ -112,6 +112,7 @@ runs = Table(
 Index("runs_by_id", runs.c.run_id, unique=True)
 Index("runs_due", runs.c.lane, runs.c.due_at, sqlite_where=runs.c.due_at.is_not(None))
 Index("runs_due_by_account", runs.c.lane, runs.c.account_key, runs.c.due_at, sqlite_where=runs.c.due_at.is_not(None))
+Index("runs_retrying", runs.c.due_at, sqlite_where=runs.c.state == text("'retrying'"))
 Index("runs_open", runs.c.state, sqlite_where=runs.c.state.in_(("running", "held")))
 
 steps = Table(
@@ -189,6 +190,7 @@ dead_letters = Table(
     Column("state", Text, nullable=False, server_default=text("'open'")),
 )
 Index("dead_letters_by_id", dead_letters.c.dead_id, unique=True)
+Index("dead_letters_open", dead_letters.c.reason, sqlite_where=dead_letters.c.state == text("'open'"))
 Index("dead_letters_by_event", dead_letters.c.event_id)
 
 contacts = Table(

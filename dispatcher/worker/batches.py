@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from dispatcher import failpoints
 from dispatcher.clock import Clock
-from dispatcher.engine.batch import Batch, CallReturn, Counts
+from dispatcher.engine.batch import Batch, CallReturn
+from dispatcher.engine.counts import Counts
 from dispatcher.engine.intake import Receipt
 from dispatcher.engine.machine import Engine
 from dispatcher.engine.records import OPEN_LANE, Changes, RunRow, as_text
@@ -201,7 +202,9 @@ class Batches:
             raise
         transaction.flushed(batch.overlay.changes)
         self._after_commit(batch, work)
-        each = (self._clock.monotonic() - began) / max(1, batch.counts.events + len(work.due) + len(work.returns))
+        took = self._clock.monotonic() - began
+        self.totals.committed(work.size, took)
+        each = took / max(1, batch.counts.events + len(work.due) + len(work.returns))
         self._seconds_each += _SMOOTHING * (each - self._seconds_each) if self._seconds_each else each
         return receipts
 
@@ -212,13 +215,8 @@ class Batches:
             self._calls.start(call)
         if batch.queued_calls or work.due or work.abandoned:
             self._queued = None
-        counts, totals = batch.counts, self.totals
-        totals.events += counts.events
-        totals.unmatched += counts.unmatched
-        totals.runs += counts.runs
-        totals.steps += counts.steps
-        for kind, number in counts.outcomes.items():
-            totals.outcomes[kind] = totals.outcomes.get(kind, 0) + number
+        batch.counts.wrote(batch.overlay.changes)
+        self.totals.add(batch.counts)
 
     # A batch that the store refuses: halve, repeat, down to the culprit.
 
@@ -263,6 +261,7 @@ class Batches:
                 values, kind = rows[0].values, "run"
                 account, event_id, run_id = values["account_key"], values["event_id"], values["run_id"]
                 changes.unbound_runs.append(("failed", detail, at, values["seq"]))
+            self.totals.parked("failed")
             dead_id = uuid7(int(now.timestamp() * 1000))
             changes.dead_letters.append((dead_id, kind, "failed", detail, account, event_id, run_id, body, at))
             transaction.flush(changes)

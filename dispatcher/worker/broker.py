@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from dispatcher.clock import Clock
+from dispatcher.engine.counts import Counts
 from dispatcher.errors import BrokerUnreachable
 from dispatcher.plugins.services import Service
 from dispatcher.rules.plan import Plan
@@ -30,12 +31,14 @@ _MOST_RESULTS: Final = 10_000
 class Broker:
     """The broker as one worker sees it."""
 
-    def __init__(self, settings: Settings, plan: Plan, clock: Clock, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, settings: Settings, plan: Plan, clock: Clock, *, totals: Counts, wake: Callable[[], None]
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self.consumer = Consumer(settings, queues_of(settings, plan), wake)
         self.publisher = Publisher(settings, wake)
-        self.relay = Relay(self.publisher, clock)
+        self.relay = Relay(self.publisher, clock, totals)
         self._kept_since: float | None = None
 
     def start(self, store: SqliteStore, batches: Batches, by_lane: Mapping[str, Service]) -> None:

@@ -32,6 +32,7 @@ class _Flight:
     call: Call
     deadline: float
     slot: int
+    began: float
     settled: bool = False
     on_loop: bool = False
     task: asyncio.Task[Outcome] | None = None
@@ -142,7 +143,8 @@ class Calls:
     def start(self, call: Call) -> None:
         """Start a call whose start is committed."""
         slot = self._guard.enter_call(call.stored.seq)
-        flight = _Flight(call, self._clock.monotonic() + call.timeout.total_seconds(), slot)
+        now = self._clock.monotonic()
+        flight = _Flight(call, now + call.timeout.total_seconds(), slot, now)
         self._flights[id(flight)] = flight
         if inspect.iscoroutinefunction(call.handler.run):
             self._on_loop(flight, None)
@@ -263,7 +265,7 @@ class Calls:
                 return False
             flight.settled = True
             self._abandoned += abandon
-            self._returned.append(CallReturn(flight.call, outcome))
+            self._returned.append(CallReturn(flight.call, outcome, self._clock.monotonic() - flight.began))
             del self._flights[id(flight)]
             self._guard.leave_call(flight.slot)
             self._wake()

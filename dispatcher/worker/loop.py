@@ -33,6 +33,7 @@ from dispatcher.worker.inbox import Inbox
 from dispatcher.worker.recovery import Recovery
 from dispatcher.worker.rulebooks import Rulebooks, tell_disabled
 from dispatcher.worker.signals import Signals, Wakeup
+from dispatcher.worker.status import Status
 
 if TYPE_CHECKING:
     from dispatcher.worker.broker import Broker
@@ -42,6 +43,7 @@ _CHECK_ROOM_EVERY = 1.0
 _PAUSE_AFTER_STORE_ERROR = 1.0
 _SAY_AGAIN_AFTER = 60.0
 _RETENTION_EVERY = 3600.0
+_LONGEST_SLEEP = 30.0
 # While it drains: how often the broker is asked whether anything is left.
 _ASK_BROKER_EVERY = 0.05
 # The last of a drain: how long acks and confirms that are on their way may take.
@@ -98,11 +100,6 @@ class Worker:
         self._calls = Calls(threads=settings.call_threads, clock=self._clock, guard=self._guard, wake=self._wakeup.set)
         self._rulebooks = Rulebooks(plan, load=load, stored_text=store.chain_text, wake=self._wakeup.set)
         self._inbox = Inbox(self._wakeup.set)
-        self._broker: Broker | None = None
-        if settings.amqp_url is not None:
-            from dispatcher.worker.broker import Broker  # noqa: PLC0415 - brings pika, which not every worker needs
-
-            self._broker = Broker(settings, plan, self._clock, self._wakeup.set)
         self._engine = Engine(
             plan=plan,
             chains=self._rulebooks.chains,
@@ -116,6 +113,11 @@ class Worker:
             loop_guard=LoopGuard(settings.max_hops, settings.max_events_per_root),
         )
         self._batches = Batches(store, self._engine, self._calls, self._inbox, self._clock)
+        self._broker: Broker | None = None
+        if settings.amqp_url is not None:
+            from dispatcher.worker.broker import Broker  # noqa: PLC0415 - brings pika, which not every worker needs
+
+            self._broker = Broker(settings, plan, self._clock, totals=self._batches.totals, wake=self._wakeup.set)
         keep = Keep(
             done=settings.keep_done_days,
             failed=settings.keep_failed_days,
@@ -126,6 +128,10 @@ class Worker:
         self._forgetting = False
         self._control = ControlServer(socket_path(store.path), self._inbox.submit)
         self._paused: str | None = None
+        self._status = Status(
+            settings, store, self._clock, batches=self._batches, calls=self._calls, rulebooks=self._rulebooks,
+            broker=self._broker,
+        )  # fmt: skip
         self._said: dict[str, float] = {}
         self._next: dict[str, float] = {}
 
@@ -138,6 +144,7 @@ class Worker:
             self._calls.configure(self._rulebooks.connections.by_lane)
             self._signals.install()
             self._control.start()
+            self._status.start()
             watchdog.start()
             plan = self._engine.plan
             log.info("worker.started", store=str(self._store.path), chains=len(plan.chains), rulebook=plan.digest[:12])
@@ -172,6 +179,7 @@ class Worker:
                 stopping_since = self._clock.monotonic()
                 # A call that starts now may outlast the patience of whoever asked, and then nobody knows its outcome.
                 self._calls.hold()
+                self._status.drains()
                 if self._broker is not None:
                     self._broker.consumer.hold()
                 log.info("worker.draining", calls=self._calls.under_way)
@@ -199,6 +207,7 @@ class Worker:
 
     def _turn(self, *, stopping: bool, drain: bool) -> bool:
         """Do one round of everything that is to be done; False when there was nothing."""
+        self._status.pulse.turned()
         self._calls.expire()
         self._reload()
         try:
@@ -212,8 +221,11 @@ class Worker:
             if drain:
                 raise
             self._say_once("store.unusable", error=str(error))
+            self._status.store_fails(error.message)
+            self._status.pulse.sleeps(_PAUSE_AFTER_STORE_ERROR)
             self._wakeup.wait(_PAUSE_AFTER_STORE_ERROR)
             return not stopping  # when it stops, the grace runs out all the same
+        self._status.store_fails(None)
         if self._every("report", _REPORT_EVERY) and worked:
             totals = self._batches.totals
             log.info("worker.progressed", events=totals.events, unmatched=totals.unmatched, **totals.outcomes)
@@ -256,6 +268,7 @@ class Worker:
         elif self._paused is not None:
             log.info("sources.resumed")
         self._paused = reason
+        self._status.pauses(reason)
 
     def _sleep(self, stopping_since: float | None, *, drain: bool) -> None:
         pauses = [self._calls.next_deadline(), self._calls.next_start(self._batches.queued)]
@@ -267,7 +280,9 @@ class Worker:
         else:
             pauses.append(max(0.0, self._settings.drain_seconds - (self._clock.monotonic() - stopping_since)) + 0.01)
         # A due time is a wall-clock time: a look now and then notices when that clock was set.
-        self._wakeup.wait(min(pause for pause in [*pauses, 30.0] if pause is not None))
+        pause = min(pause for pause in [*pauses, _LONGEST_SLEEP] if pause is not None)
+        self._status.pulse.sleeps(pause)
+        self._wakeup.wait(pause)
 
     def _next_due(self) -> float | None:
         """Return in how many seconds the next run falls due."""
@@ -325,6 +340,7 @@ class Worker:
 
     def _close(self, *, orderly: bool) -> None:
         self._control.stop()
+        self._status.stop()
         self._inbox.refuse_all(WorkerStopping("the worker has stopped.", hint="Try again."))
         self._calls.close()
         if self._broker is not None:

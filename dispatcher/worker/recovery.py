@@ -73,6 +73,7 @@ class Recovery:
                 if count < self._max_crashes:
                     alone.append(seq)
                 else:
+                    self._batches.totals.parked("crashed")
                     transaction.park_crashed(seq, count, as_text(now), uuid7(int(now.timestamp() * 1000)))
             # Suspects of an earlier recovery that was itself cut short.
             alone += [seq for seq in transaction.suspects() if seq not in alone]

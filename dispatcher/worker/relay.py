@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from dispatcher import failpoints
 from dispatcher.clock import Clock
+from dispatcher.engine.counts import Counts
 from dispatcher.engine.records import OutboxRow, as_text, as_time
 from dispatcher.plugins.services import Service
 from dispatcher.sources.amqp.publisher import Outgoing, Published, Publisher
@@ -34,7 +36,7 @@ STOPPED: Final = "the worker stopped before the broker's confirm was recorded"
 class Relay:
     """The outbox of one worker. Everything but the publisher's own thread runs in the worker's loop."""
 
-    def __init__(self, publisher: Publisher, clock: Clock) -> None:
+    def __init__(self, publisher: Publisher, clock: Clock, totals: Counts | None = None) -> None:
         self._publisher = publisher
         self._clock = clock
         self._lanes: dict[str, Lane] = {"": Lane(_MANY, None)}
@@ -46,6 +48,7 @@ class Relay:
         self._settled: list[Published] = []
         self._said: dict[str, float] = {}
         self._stale = False
+        self._totals = totals or Counts()
 
     def configure(self, connections: Mapping[str, Service]) -> None:
         """Set the bounds of each lane; `connections` are keyed as `Settled.connection` names them."""
@@ -93,6 +96,7 @@ class Relay:
         self._settled = results = self._publisher.results(limit)
         if not results:
             return 0
+        failpoints.reach("outbox.before_record")
         now = self._clock.now()
         confirmed = []
         for published in results:
@@ -162,6 +166,7 @@ class Relay:
         if self._claimed:
             claimed, self._claimed = self._claimed, []
             self._in_flight.update((row.seq, row) for row in claimed)
+            failpoints.reach("outbox.before_publish")
             self._publisher.publish([_outgoing(row) for row in claimed])
 
     def rolled_back(self) -> None:
@@ -207,6 +212,8 @@ class Relay:
         self._claimed.append(row)
 
     def _unknown(self, transaction: SqliteTransaction, row: OutboxRow, reason: str, now: datetime) -> None:
+        if row.on_unknown != "resend":
+            self._totals.parked("unknown")
         if row.on_unknown == "hold":
             transaction.outbox.hold(row, reason, now)
         elif row.on_unknown == "fail":

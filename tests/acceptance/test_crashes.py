@@ -17,6 +17,9 @@ from tests.acceptance.conftest import DEADLINE, SCRIPT, Folder, an_event, wait_u
 
 EVENTS = 50
 KILLED = -signal.SIGKILL
+# Points that this worker does not come to: that of `publish` is below, those of a broker are in test_broker_crashes.
+BROKERS = ("delivery.before_ack", "outbox.before_publish", "outbox.before_record")
+ELSEWHERE = ("intake.before_commit", *BROKERS)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def polls_are_well(folder, events):
 
 
 @pytest.mark.parametrize("action", ["kill", "raise"])
-@pytest.mark.parametrize("point", [name for name in failpoints.NAMES if name != "intake.before_commit"])
+@pytest.mark.parametrize("point", [name for name in failpoints.NAMES if name not in ELSEWHERE])
 def test_worker_that_dies_at_a_failpoint_goes_on_where_it_was(tmp_path, published, point, action):
     folder = chaos.install(Folder(tmp_path))
     shutil.copy(published, tmp_path / "store.db")

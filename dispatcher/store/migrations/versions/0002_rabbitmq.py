@@ -21,6 +21,9 @@ def upgrade() -> None:
     op.drop_index("outbox_ready", table_name="outbox")
     op.create_index("outbox_due", "outbox", ["lane", "not_before"], sqlite_where=sa.text("state = 'ready'"))
     op.create_index("outbox_held", "outbox", ["run_id"], sqlite_where=sa.text("state = 'held'"))
+    # What the metrics count at each scrape.
+    op.create_index("runs_retrying", "runs", ["due_at"], sqlite_where=sa.text("state = 'retrying'"))
+    op.create_index("dead_letters_open", "dead_letters", ["reason"], sqlite_where=sa.text("state = 'open'"))
     op.create_table(
         "unacked",
         sa.Column("epoch", sa.Text(), nullable=False),

@@ -1,0 +1,123 @@
+"""What a worker tells of itself while it runs: the pulse of its loop, what is wrong since when, and who may ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dispatcher.clock import Clock
+from dispatcher.errors import StoreUnusable
+from dispatcher.settings import Settings
+from dispatcher.store.gauges import FreshGauges, Gauges
+from dispatcher.store.sqlite import SqliteStore
+from dispatcher.worker.batches import Batches
+from dispatcher.worker.calls import Calls
+from dispatcher.worker.health import Pulse, Snapshot, is_live, is_ready
+from dispatcher.worker.rulebooks import Rulebooks
+
+if TYPE_CHECKING:
+    from dispatcher.worker.broker import Broker
+    from dispatcher.worker.listener import Listener
+
+
+class Status:
+    """The loop writes, the listener's threads read: each value is replaced as a whole, so that no lock is needed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: SqliteStore,
+        clock: Clock,
+        *,
+        batches: Batches,
+        calls: Calls,
+        rulebooks: Rulebooks,
+        broker: Broker | None,
+    ) -> None:
+        self._address = settings.http_address
+        self._clock = clock
+        self._batches = batches
+        self._calls = calls
+        self._rulebooks = rulebooks
+        self._broker = broker
+        self._gauges = FreshGauges(store.path, clock)
+        self._listener: Listener | None = None
+        self._started_at = clock.monotonic()
+        self._draining_since: float | None = None
+        self._paused: tuple[str, float] | None = None
+        self._unusable: tuple[str, float] | None = None
+        self.pulse = Pulse(clock)
+
+    def start(self) -> None:
+        """Answer on the address of the settings, if there is one. Raises CannotStart when it is taken."""
+        if self._address is None:
+            return
+        from importlib.metadata import version  # noqa: PLC0415 - only who is scraped pays for these
+
+        from dispatcher.worker.listener import Listener  # noqa: PLC0415
+        from dispatcher.worker.metrics import Metrics, Sources  # noqa: PLC0415
+
+        sources = Sources(self._batches.totals, self._gauges.read, self.snapshot, version("event-dispatcher"))
+        metrics = Metrics(sources, self._clock)
+        self._listener = Listener(
+            self._address,
+            live=lambda: is_live(self.snapshot()),
+            ready=lambda: is_ready(self.snapshot()),
+            metrics=metrics.render,
+        )
+        self._listener.start()
+
+    def stop(self) -> None:
+        """Answer no more."""
+        if self._listener is not None:
+            self._listener.stop()
+
+    # What the loop tells.
+
+    def drains(self) -> None:
+        """Nothing more is taken."""
+        self._draining_since = self._clock.monotonic()
+
+    def pauses(self, reason: str | None) -> None:
+        """The sources are paused for this reason; None: they are not."""
+        self._paused = self._since(self._paused, reason)
+
+    def store_fails(self, reason: str | None) -> None:
+        """The store cannot be used for this reason; None: it can."""
+        if reason is not None or self._unusable is not None:
+            self._unusable = self._since(self._unusable, reason)
+
+    def _since(self, before: tuple[str, float] | None, reason: str | None) -> tuple[str, float] | None:
+        if reason is None:
+            return None
+        return reason, self._clock.monotonic() if before is None else before[1]
+
+    # What others ask.
+
+    def snapshot(self) -> Snapshot:
+        """Return how the worker is now; any thread."""
+        paused, unusable, broker = self._paused, self._unusable, self._broker
+        return Snapshot(
+            now=self._clock.monotonic(),
+            at=self._clock.now(),
+            started_at=self._started_at,
+            turn_due=self.pulse.due,
+            calls=self._calls.under_way,
+            draining_since=self._draining_since,
+            paused=paused and paused[0],
+            paused_since=paused and paused[1],
+            store_unusable=unusable and unusable[0],
+            store_unusable_since=unusable and unusable[1],
+            consumer=broker.consumer.status if broker is not None else None,
+            publisher=broker.publisher.status if broker is not None else None,
+            oldest_outbox_due_seconds=self._outbox_age(),
+        )
+
+    def _outbox_age(self) -> float | None:
+        """Return for how long the oldest row of the outbox has been due; what a rate holds back is no fault."""
+        try:
+            found: Gauges = self._gauges.read()
+        except StoreUnusable:
+            return None
+        rated = {name for name, service in self._rulebooks.connections.by_lane.items() if service.rate is not None}
+        ages = (seconds for lane, seconds in found.outbox_due_seconds.items() if lane not in rated)
+        return max(ages, default=None)
