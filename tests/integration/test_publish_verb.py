@@ -7,6 +7,10 @@ import json
 import pytest
 
 from dispatcher import telemetry
+from dispatcher.settings import Settings
+from dispatcher.sources.amqp.handover import Handover
+from tests.harness.proxy import ChaosProxy
+from tests.harness.waiting import wait_until
 from tests.unit.cli.conftest import an_event, dispatcher, here
 
 __all__ = ["dispatcher", "here"]
@@ -137,3 +141,36 @@ def test_a_broker_that_does_not_run_is_exit_code_4(dispatcher):
 
     assert said.code == 4
     assert said.err.startswith("error: connection refused at 127.0.0.1:1.\n")
+
+
+def test_a_connection_lost_midway_leaves_no_line_in_doubt_that_is_not_told(dispatcher, queue):
+    events = lines(*(an_event(event_id=str(n)) for n in range(5_000)))
+    with ChaosProxy(queue.port) as proxy:
+        proxy.cut_after(1_000_000)
+        said = dispatcher("publish", "--amqp", proxy.url(queue.url), "--json", stdin=events)
+
+    assert said.code == 1
+    document = said.document
+    doubtful = {entry["line"] for entry in document["unconfirmed"]}
+    unsent = document["unsent_from"]
+    assert doubtful
+    assert len(doubtful) <= 1_000
+    assert {entry["fate"] for entry in document["unconfirmed"]} <= {"unknown", "unsent"}
+    assert "nobody knows whether the broker has lines " in said.err
+    assert document["confirmed"] + len(doubtful) == unsent - 1
+    there = {int(properties.message_id) + 1 for _, properties in taken(queue, queue.queue_depth("vumi.event")[0])}
+    assert set(range(1, unsent)) - doubtful <= there
+    assert not there & set(range(unsent, 5_001))
+
+
+def test_a_connection_lost_while_nothing_is_on_its_way_is_made_again(queue):
+    with Handover(Settings(amqp_url=queue.url)) as out:
+        assert out.send([(1, b"{}", "one")]) is None
+        out.finish()
+        queue.node.close_all_connections()
+        wait_until(lambda: out._publisher.status.link.reconnects, "another connection")
+        assert out.send([(2, b"{}", "two")]) is None
+        out.finish()
+
+    assert (out.confirmed, out.failures) == (2, [])
+    assert [properties.message_id for _, properties in taken(queue, 2)] == ["one", "two"]
