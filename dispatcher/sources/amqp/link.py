@@ -95,6 +95,14 @@ class _Loop(IOLoop):
                 shared.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 shared.shutdown(socket.SHUT_RDWR)
 
+    def finish(self) -> None:
+        """Release everything; a connection that is left is broken off, and pika given a moment to close it."""
+        if self._watched:
+            self.sever()
+            self.call_later(_BREAK_OFF_SECONDS, self.stop)
+            contained(self.start)
+        self.close()
+
 
 class Link:
     """Keeps one connection up. `name` ("consumer", "publisher") is what people see of it, here and in the broker."""
@@ -180,6 +188,8 @@ class Link:
     # The thread.
 
     def _run(self) -> None:
+        if self._connection is not None:
+            self._over("the connection's thread died")
         while not self._ending.is_set():
             escaped = contained(self._serve)
             if isinstance(escaped, Escaped) and not self._ending.is_set():
@@ -211,11 +221,10 @@ class Link:
                 loop.call_later(0, lambda: self._close(0.0))
             loop.start()
         finally:
+            loop.finish()
             with self._lock:
                 self._loop = None
             self._making = None
-            loop.sever()
-            loop.close()
 
     def _connect(self, loop: _Loop) -> pika.SelectConnection | None:
         blocked = self._settings.amqp_blocked_seconds if self._name == "publisher" else None
