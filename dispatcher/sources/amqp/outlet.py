@@ -37,7 +37,7 @@ _NACKED = "the broker refused it (nack): a queue is full, or could not store it"
 
 @dataclass(frozen=True, slots=True)
 class ExchangeStatus:
-    """An exchange that was published to: whether it takes messages, and if not, why."""
+    """An exchange that was published to: whether it takes messages as far as is known, and if not, why."""
 
     name: str
     ready: bool
@@ -85,7 +85,7 @@ class Outlet:
     @property
     def status(self) -> ExchangeStatus:
         """How the exchange fares (any thread)."""
-        return ExchangeStatus(self._exchange, self._stage == "open", self._reason)
+        return ExchangeStatus(self._exchange, self._reason is None, self._reason)
 
     @property
     def quiet_since(self) -> float | None:
@@ -141,7 +141,6 @@ class Outlet:
     def _on_ready(self, _frame: Any) -> None:
         self._stage = "open"
         self._tag = self._last_returned = 0
-        self._returned.clear()
         self._alone, self._proven = True, False
         self._more()
 
