@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pika
 import pika.exceptions
-from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.adapters.utils import connection_workflow
 
 from dispatcher.errors import BrokerUnreachable
 from dispatcher.sources.amqp.parameters import connection_parameters, endpoint
@@ -138,7 +138,7 @@ def inspect_broker(settings: Settings, others: Sequence[str] = ()) -> BrokerSeen
         return BrokerSeen("refused", reason_of(error, endpoint(settings)))
     except BrokerUnreachable as error:
         return BrokerSeen("unreachable", str(error).removesuffix("."))
-    except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
+    except (pika.exceptions.AMQPError, connection_workflow.AMQPConnectorException, OSError) as error:
         return BrokerSeen("unreachable", reason_of(error, endpoint(settings)))
 
 
