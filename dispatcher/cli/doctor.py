@@ -162,6 +162,9 @@ def _counts_document(found: Examination) -> dict[str, Any]:
             "contacts",
             "opt_outs",
             "outbox_ready",
+            "outbox_sending",
+            "outbox_held",
+            "outbox_refused",
         )
     }
 
@@ -183,13 +186,26 @@ def _contents(found: Examination, *, has_broker: bool) -> Iterator[Finding]:
     if found.weak_events:
         told = f"{found.weak_events} events came without an id, so a repetition of one cannot be told from a new one"
         yield Finding("look", "weak events", told, "Have their publisher set event_id.")
-    if found.outbox_ready:
-        if has_broker:
-            told = f"{found.outbox_ready:,} messages wait to be published"
-            yield Finding("look", "outbox", told, "The worker publishes them when the broker takes them.")
-        else:
-            told = f"{found.outbox_ready:,} messages wait for a broker, and none is configured"
-            yield Finding("look", "outbox", told, "Name one: DISPATCHER_AMQP_URL, or --amqp.")
+    yield from _outbox(found, has_broker=has_broker)
+
+
+def _outbox(found: Examination, *, has_broker: bool) -> Iterator[Finding]:
+    waiting = f"{found.outbox_ready:,} message{'' if found.outbox_ready == 1 else 's'}"
+    if found.outbox_since is not None:
+        waiting += f" (the oldest since {found.outbox_since:%Y-%m-%d %H:%M:%S} UTC)"
+    waiting += " waits" if found.outbox_ready == 1 else " wait"
+    if found.outbox_ready and has_broker:
+        hint = "The worker publishes them when the broker takes them."
+        yield Finding("look", "outbox", f"{waiting} to be published", hint)
+    elif found.outbox_ready:
+        hint = "Name one: DISPATCHER_AMQP_URL, or --amqp."
+        yield Finding("look", "outbox", f"{waiting} for a broker, and none is configured", hint)
+    for reason, count in sorted(found.outbox_refused.items(), key=lambda entry: -entry[1])[:_SHOWN_PROBLEMS]:
+        yield Finding("look", "outbox", f"{count:,} not taken by the broker: {reason}", "They are tried again.")
+    if found.outbox_held:
+        told = f"{found.outbox_held:,} may have been published or not, and held"
+        hint = "`dispatcher dead list --reason unknown` names their runs, `dispatcher runs resolve` settles them."
+        yield Finding("look", "outbox", told, hint)
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:

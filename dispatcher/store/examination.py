@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Column, ColumnElement, Connection, Table, func, select
+from sqlalchemy import ColumnElement, Connection, Table, func, select
 
+from dispatcher.engine.records import as_time
 from dispatcher.store import schema
 from dispatcher.store.migrate import HEAD
 
@@ -34,13 +35,21 @@ class Examination:
     contacts: int
     opt_outs: int
     outbox_ready: int
+    outbox_sending: int
+    outbox_held: int
+    # When the oldest of what waits was written, and what was not taken: how much, by destination and reason.
+    outbox_since: datetime | None
+    outbox_refused: Counts
     queued_texts: Counts
 
 
 def examine(connection: Connection, *, check_integrity: bool) -> Examination:
     """Count what is there; with `check_integrity`, have SQLite go through the whole file."""
     queued = schema.messages.c.state == "queued"
-    waiting = schema.outbox.c.state == "ready"
+    outbox = schema.outbox.c
+    waiting = outbox.state == "ready"
+    since = connection.execute(select(func.min(outbox.at)).where(waiting)).scalar_one()
+    refused = outbox.destination + ": " + outbox.error
     dead = schema.dead_letters
     return Examination(
         schema=HEAD,
@@ -53,6 +62,10 @@ def examine(connection: Connection, *, check_integrity: bool) -> Examination:
         contacts=_count(connection, schema.contacts),
         opt_outs=_count(connection, schema.opt_outs),
         outbox_ready=_count(connection, schema.outbox, waiting),
+        outbox_sending=_count(connection, schema.outbox, outbox.state == "sending"),
+        outbox_held=_count(connection, schema.outbox, outbox.state == "held"),
+        outbox_since=None if since is None else as_time(since),
+        outbox_refused=_counts(connection, schema.outbox, refused, waiting & outbox.error.is_not(None)),
         queued_texts=_counts(connection, schema.messages, schema.messages.c.sender, queued),
     )
 
@@ -75,7 +88,9 @@ def _complaints(connection: Connection) -> tuple[str, ...]:
     return () if found == ["ok"] else tuple(found)
 
 
-def _counts(connection: Connection, table: Table, column: Column[str], *conditions: ColumnElement[bool]) -> Counts:
+def _counts(
+    connection: Connection, table: Table, column: ColumnElement[str], *conditions: ColumnElement[bool]
+) -> Counts:
     statement = select(column, func.count()).select_from(table).where(*conditions).group_by(column).order_by(column)
     return {str(name): int(count) for name, count in connection.execute(statement)}
 

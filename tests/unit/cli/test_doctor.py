@@ -59,15 +59,33 @@ def waiting_message(dispatcher, here):
 def test_messages_for_a_broker_wait_as_long_as_none_is_configured(dispatcher, waiting_message):
     waits = finding(dispatcher("doctor", "--json"), "outbox")
     assert waits["level"] == "look"
-    assert waits["message"] == "1 messages wait for a broker, and none is configured"
+    assert waits["message"] == "1 message (the oldest since 2026-11-21 00:00:00 UTC) waits for a broker, and none is configured"
     assert "DISPATCHER_AMQP_URL" in waits["hint"]
 
 
 def test_with_a_broker_they_wait_for_it(dispatcher, waiting_message):
     said = dispatcher("doctor", "--json", "--amqp", "amqp://127.0.0.1:1")
     assert said.code == 1
-    assert finding(said, "outbox")["message"] == "1 messages wait to be published"
+    assert finding(said, "outbox")["message"] == "1 message (the oldest since 2026-11-21 00:00:00 UTC) waits to be published"
     assert finding(said, "broker")["level"] == "wrong"
+
+
+def test_what_the_broker_does_not_take_and_what_is_held_is_told(dispatcher, waiting_message, here):
+    with closing(sqlite3.connect(here / "store.db")) as connection:
+        connection.execute("UPDATE outbox SET error = 'unroutable: 312 NO_ROUTE'")
+        connection.execute(
+            "INSERT INTO outbox (destination, body, message_id, state, not_before, at)"
+            " VALUES ('amqp:vumi/sms.outbound', '{}', 'm2', 'held', '2026-11-21', '2026-11-21')"
+        )
+        connection.commit()
+    document = dispatcher("doctor", "--json").document
+    told = [found["message"] for found in document["findings"] if found["area"] == "outbox"]
+    assert told[1:] == [
+        "1 not taken by the broker: amqp:vumi/sms.outbound: unroutable: 312 NO_ROUTE",
+        "1 may have been published or not, and held",
+    ]
+    assert document["counts"]["outbox_held"] == 1
+    assert document["counts"]["outbox_refused"] == {"amqp:vumi/sms.outbound: unroutable: 312 NO_ROUTE": 1}
 
 
 def test_a_damaged_store_is_wrong(dispatcher, here):
