@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, delete, insert, select, update
+from sqlalchemy import Connection, Select, delete, insert, or_, select, update
 
 from dispatcher.engine.records import OPEN_LANE, as_text
 from dispatcher.errors import NotPossible, UsageError
@@ -69,14 +69,14 @@ class _Standing:
     is_wait: bool = False
     first_attempt: int = 1
     last_attempt: int = 0
-    # Something of this run may have been published, and waits in the outbox for a person to say so.
-    holds_outbox: bool = False
+    # Steps that published what may have gone out or not: it waits in the outbox for a person to say.
+    published: tuple[str, ...] = ()
 
     @property
     def unknown(self) -> bool:
         """Whether a call or a publish was made, or may have been, and nobody knows with what effect."""
         started = self.step_state == "started" and not self.is_wait
-        return self.holds_outbox or self.step_state == "unknown" or started
+        return bool(self.published) or self.step_state == "unknown" or started
 
     @property
     def waits(self) -> bool:
@@ -107,7 +107,7 @@ class Operations:
         # `on_unknown: fail` has decided already: such a step is `unknown`, its run `failed`.
         decided = row["state"] in ("failed", "retrying") and standing.step_state == "unknown"
         if standing.unknown and not decided:
-            raise _not_known(row)
+            raise _not_known(row, standing)
         self._retry(row, standing)
         self.note("runs.retry", run_id)
         doubt = f"; nobody knows whether step {row['step']} had an effect before" if decided else ""
@@ -155,8 +155,8 @@ class Operations:
         """
         row = self._run(find_run(self.connection, text))
         run_id, standing = row["run_id"], self._standing(row)
-        if standing.holds_outbox:
-            return self._resolve_outbox(row, sent=sent)
+        if standing.published:
+            return self._resolve_outbox(row, standing, sent=sent)
         if row["state"] not in _RESUMABLE or not standing.unknown:
             cause = f": {row['error']}" if row["state"] == "held" else ""
             raise NotPossible(
@@ -170,7 +170,7 @@ class Operations:
         told = "was sent: the run goes on behind it" if sent else "was not sent: it is tried again"
         return Changed([run_id], f"run {run_id}: step {row['step']} {told}")
 
-    def _resolve_outbox(self, row: Row, *, sent: bool) -> Changed:
+    def _resolve_outbox(self, row: Row, standing: _Standing, *, sent: bool) -> Changed:
         """Settle what may have been published: it was, and is dropped; or it was not, and is published again."""
         run_id = row["run_id"]
         held = self.rows(select(outbox).where(outbox.c.run_id == run_id, outbox.c.state == "held"))
@@ -187,11 +187,13 @@ class Operations:
         )
         if row["state"] == "held" and row["finished_at"] is not None:
             self._update_run(row, state="done", error=None)
+        # Another step of the run may be unknown too; its letter stays.
         table = dead_letters
         told = (table.c.run_id == run_id, table.c.reason == "unknown", table.c.state == "open")
-        self.connection.execute(update(table).where(*told).values(state="replayed"))
+        mine = or_(*(table.c.detail.startswith(f"step {step}: ", autoescape=True) for step in standing.published))
+        self.connection.execute(update(table).where(*told, mine).values(state="replayed"))
         self.note("runs.resolve", run_id, "sent" if sent else "not sent")
-        what = ", ".join(sorted({f"step {entry['step']}" for entry in held}))
+        what = ", ".join(f"step {step}" for step in standing.published)
         outcome = "was published" if sent else "was not published: it is published again"
         return Changed([run_id], f"run {run_id}: {what} {outcome}")
 
@@ -218,6 +220,9 @@ class Operations:
                 f"event {ref.event_id} is still being worked on: its runs are {_states(known)}.",
                 hint="Let them end, or cancel them: `dispatcher events show` lists them.",
             )
+        for run in known:
+            if (standing := self._standing(run)).published:
+                raise _not_known(run, standing)
         generation = row["generation"] + 1
         self._match_anew(ref, generation)
         for run in known:
@@ -240,7 +245,8 @@ class Operations:
                 self._retry(run, standing)
                 resumed.append(run["run_id"])
         if not resumed and left:
-            raise _not_known(next(run for run in current if run["run_id"] == left[0][0]))
+            first = next(run for run in current if run["run_id"] == left[0][0])
+            raise _not_known(first, self._standing(first))
         if not resumed:
             raise NotPossible(
                 f"event {ref.event_id} has nothing to resume: its runs are {_states(current)}.",
@@ -288,11 +294,12 @@ class Operations:
         here = (steps.c.run_seq == row["seq"], steps.c.position == row["position"])
         tried = self.rows(select(steps).where(*here).order_by(steps.c.attempt))
         mine = (outbox.c.run_id == row["run_id"], outbox.c.state == "held")
-        holds = self.connection.execute(select(outbox.c.seq).where(*mine).limit(1)).first() is not None
+        held = self.rows(select(outbox.c.step).where(*mine).distinct().order_by(outbox.c.step))
+        published = tuple(entry["step"] for entry in held)
         if not tried:
-            return _Standing(holds_outbox=holds)
+            return _Standing(published=published)
         last = tried[-1]
-        return _Standing(last["state"], last["handler"] == "wait", tried[0]["attempt"], last["attempt"], holds)
+        return _Standing(last["state"], last["handler"] == "wait", tried[0]["attempt"], last["attempt"], published)
 
     def _retry(self, row: Row, standing: _Standing) -> None:
         if row["state"] in ("waiting", "retrying"):
@@ -369,8 +376,9 @@ def _states(rows: Sequence[Row]) -> str:
     return ", ".join(f"{number} {state}" for state, number in sorted(Counter(row["state"] for row in rows).items()))
 
 
-def _not_known(row: Row) -> NotPossible:
+def _not_known(row: Row, standing: _Standing) -> NotPossible:
+    step = ", ".join(standing.published) or row["step"]
     return NotPossible(
-        f"run {row['run_id']} is {row['state']}, and nobody knows whether its step {row['step']} had its effect.",
+        f"run {row['run_id']} is {row['state']}, and nobody knows whether its step {step} had its effect.",
         hint=f"`dispatcher runs resolve {row['run_id']} --sent` or `--not-sent` tells, and lets it go on.",
     )

@@ -49,31 +49,39 @@ class SqliteOutbox:
         """Try a row again later."""
         self._connection.execute(sql.PUT_OFF_OUTBOX, (attempt, not_before, error, row.seq))
 
-    def hold(self, row: OutboxRow, reason: str, now: datetime) -> None:
-        """Leave a row to a person: nobody knows whether it was published. Its run is held too, if it was done."""
+    def confirm_reported(self, rows: Iterable[OutboxRow]) -> set[int]:
+        """Drop the texts among these that a transport has reported on: they were published. Return their numbers."""
+        reported = [row for row in rows if row.is_text and self._was_reported(row)]
+        if reported:
+            self.confirmed(reported)
+        return {row.seq for row in reported}
+
+    def hold(self, row: OutboxRow, reason: str, now: datetime) -> bool:
+        """Leave a row to a person: nobody knows whether it was published. Its run is held too, if it was done.
+
+        Return whether there is such a row: an erasure takes away even what is in flight.
+        """
         execute = self._connection.execute
-        if self._was_reported(row):
-            self.confirmed([row])
-            return
-        execute(sql.HOLD_OUTBOX, (reason, row.seq))
+        if execute(sql.HOLD_OUTBOX, (reason, row.seq)).rowcount == 0:
+            return False
         execute(sql.TEXT_OTHERWISE, ("held", reason, row.message_id))
         execute(sql.HOLD_DONE_RUN, (f"{row.step}: unknown: {reason}", row.run_id))
         hint = f"`dispatcher runs resolve {row.run_id} --sent` or `--not-sent` ends the hold"
         self._letter(row, f"step {row.step}: {reason}; {hint}", now)
+        return True
 
-    def give_up(self, row: OutboxRow, reason: str, now: datetime) -> None:
-        """Drop a row whose fate nobody knows; its text counts as failed."""
-        if self._was_reported(row):
-            self.confirmed([row])
-            return
-        self._connection.execute(sql.DELETE_OUTBOX, (row.seq,))
+    def give_up(self, row: OutboxRow, reason: str, now: datetime) -> bool:
+        """Drop a row whose fate nobody knows; its text counts as failed. Return whether there was such a row."""
+        if self._connection.execute(sql.DELETE_OUTBOX, (row.seq,)).rowcount == 0:
+            return False
         self._connection.execute(sql.TEXT_OTHERWISE, ("failed", reason, row.message_id))
         self._letter(row, f"step {row.step}: {reason}; `on_unknown: fail` gave it up", now)
+        return True
 
     def _was_reported(self, row: OutboxRow) -> bool:
         """Whether a transport has reported on this text, so that it must have been published."""
-        found = self._connection.execute(sql.TEXT_STATE, (row.message_id,)).fetchone() if row.is_text else None
-        return found is not None and found[0] != "queued"
+        found = self._connection.execute(sql.TEXT_STATE, (row.message_id,)).fetchone()
+        return found is not None and found[0] not in ("queued", "held")
 
     def _letter(self, row: OutboxRow, detail: str, now: datetime) -> None:
         dead_id = uuid7(int(now.timestamp() * 1000))
@@ -83,7 +91,9 @@ class SqliteOutbox:
 
 def settle_held(connection: sqlite3.Connection, message_id: str) -> None:
     """End the hold on a text that a transport has reported on: it was published."""
-    for (run_id,) in connection.execute(sql.DELETE_HELD, (message_id,)).fetchall():
-        if connection.execute(sql.HELD_OF_RUN, (run_id,)).fetchone()[0] == 0:
+    for run_id, step in connection.execute(sql.DELETE_HELD, (message_id,)).fetchall():
+        held = {entry[0] for entry in connection.execute(sql.HELD_OF_RUN, (run_id,))}
+        if not held:
             connection.execute(sql.RELEASE_RUN, (run_id,))
-            connection.execute(sql.CLOSE_UNKNOWN_LETTERS, (run_id,))
+        if step not in held:
+            connection.execute(sql.CLOSE_UNKNOWN_LETTERS, (run_id, f"step {step}: "))

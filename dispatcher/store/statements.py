@@ -177,11 +177,12 @@ TEXT_OTHERWISE = "UPDATE messages SET state = ?, error = ? WHERE message_id = ? 
 TEXT_STATE = "SELECT state FROM messages WHERE message_id = ?"
 HOLD_DONE_RUN = "UPDATE runs SET state = 'held', error = ? WHERE run_id = ? AND state = 'done'"
 # What a report on a held text settles: it was published.
-DELETE_HELD = "DELETE FROM outbox WHERE state = 'held' AND message_id = ? RETURNING run_id"
-HELD_OF_RUN = "SELECT count(*) FROM outbox WHERE state = 'held' AND run_id = ?"
+DELETE_HELD = "DELETE FROM outbox WHERE state = 'held' AND message_id = ? RETURNING run_id, step"
+HELD_OF_RUN = "SELECT step FROM outbox WHERE state = 'held' AND run_id = ?"
 RELEASE_RUN = (
     "UPDATE runs SET state = 'done', error = NULL WHERE run_id = ? AND state = 'held' AND finished_at IS NOT NULL"
 )
 CLOSE_UNKNOWN_LETTERS = (
-    "UPDATE dead_letters SET state = 'replayed' WHERE run_id = ? AND reason = 'unknown' AND state = 'open'"
+    "UPDATE dead_letters SET state = 'replayed' WHERE run_id = ?1 AND reason = 'unknown' AND state = 'open' "
+    "AND substr(detail, 1, length(?2)) = ?2"
 )

@@ -81,9 +81,7 @@ class SqliteTransaction:
             return None
         account_key, to_addr, sender, state, event_id, conversation_key, root_id, hops, traceparent = row
         # An event that was forgotten leaves its text, and that tells enough.
-        return Texted(
-            account_key, to_addr, sender, state, event_id, conversation_key, root_id, hops or 0, traceparent
-        )
+        return Texted(account_key, to_addr, sender, state, event_id, conversation_key, root_id, hops or 0, traceparent)
 
     def unacked(self, queue: str, account_key: str, body_hash: bytes, epoch: str) -> list[tuple[str, int, str | None]]:
         return self._all(sql.UNACKED, (body_hash, queue, account_key, epoch))

@@ -16,6 +16,7 @@ from dispatcher import failpoints
 from dispatcher.clock import Clock
 from dispatcher.engine.counts import Counts
 from dispatcher.engine.records import OutboxRow, as_text, as_time
+from dispatcher.errors import StoreUnusable
 from dispatcher.plugins.services import Service
 from dispatcher.sources.amqp.publisher import Outgoing, Published, Publisher
 from dispatcher.telemetry import log
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _FIRST_PAUSE: Final = 1.0
 _LONGEST_PAUSE: Final = 60.0
 _SAY_AGAIN_AFTER: Final = 60.0
+_MOST_SAID: Final = 1_000
+_PAUSE_AFTER_STORE_ERROR: Final = 1.0
 _MANY: Final = 1_000_000
 STOPPED: Final = "the worker stopped before the broker's confirm was recorded"
 
@@ -47,6 +50,7 @@ class Relay:
         self._claimed: list[OutboxRow] = []
         self._settled: list[Published] = []
         self._said: dict[str, float] = {}
+        self._last_served = ""
         self._stale = False
         self._totals = totals or Counts()
 
@@ -56,7 +60,8 @@ class Relay:
             lane = Lane(service.concurrency, service.rate.per_second if service.rate else None)
             known = self._lanes.get(name)
             if known is not None:
-                lane.taken = known.taken
+                # What is under way, and what went a moment ago, counts under the new bounds too.
+                lane.taken, lane.allowance, lane.counted_at = known.taken, known.allowance, known.counted_at
             self._lanes[name] = lane
 
     @property
@@ -125,16 +130,22 @@ class Relay:
             return 0
         now = as_text(self._clock.now())
         taken = 0
-        for lane in sorted(self._waiting):
+        # Lanes take turns: none with much to send keeps the others waiting.
+        lanes = sorted(self._waiting, key=lambda lane: (lane <= self._last_served, lane))
+        for lane in lanes:
             free = min(limit - taken, self._room(lane))
             if free <= 0:
                 self._backlogged.add(lane)
                 continue
             due = transaction.outbox.due(lane, now, free)
-            transaction.outbox.claim(due)
-            for row in due:
+            # One whose fate was unknown may have been reported on while it waited: it did go out.
+            reported = transaction.outbox.confirm_reported(due)
+            rows = [row for row in due if row.seq not in reported] if reported else due
+            transaction.outbox.claim(rows)
+            for row in rows:
                 self._claim(row)
             taken += len(due)
+            self._last_served = lane
             if len(due) == free:
                 self._backlogged.add(lane)
                 continue
@@ -150,8 +161,7 @@ class Relay:
                 row.state = "sending"
                 self._claim(row)
             else:
-                self._waiting.add(row.lane)
-                self._backlogged.add(row.lane)
+                self._wait(row.lane)
 
     # After it.
 
@@ -174,7 +184,7 @@ class Relay:
         self._settled = []
         for row in self._claimed:
             self._lane(row.lane).taken -= 1
-            self._waiting.add(row.lane)
+            self._wait(row.lane)
         self._claimed = []
 
     def wants_turn(self) -> bool:
@@ -188,14 +198,27 @@ class Relay:
         pauses = []
         monotonic, now = self._clock.monotonic(), self._clock.now()
         for lane in self._waiting:
-            due = store.next_outbox_due(lane)
+            try:
+                due = store.next_outbox_due(lane)
+            except StoreUnusable:
+                return _PAUSE_AFTER_STORE_ERROR  # the next turn tells of it, or finds it mended
             bound = self._lane(lane)
             pause = 0.0 if bound.room(monotonic) else bound.pause(monotonic)
             if due is not None and pause is not None:
                 pauses.append(max((as_time(due) - now).total_seconds(), pause))
         return max(0.0, min(pauses)) if pauses else None
 
+    def has_due(self, store: SqliteStore) -> bool:
+        """Whether a row may be handed over by now, if not for a rate or a publisher without room."""
+        now = as_text(self._clock.now())
+        return any((at := store.next_outbox_due(lane)) is not None and at <= now for lane in self._waiting)
+
     # Helpers of the above.
+
+    def _wait(self, lane: str) -> None:
+        """A row of this lane waits in the store: what comes new stands behind it, until it is seen not to be due."""
+        self._waiting.add(lane)
+        self._backlogged.add(lane)
 
     def _room(self, lane: str) -> int:
         room = self._publisher.room - len(self._claimed)
@@ -212,26 +235,30 @@ class Relay:
         self._claimed.append(row)
 
     def _unknown(self, transaction: SqliteTransaction, row: OutboxRow, reason: str, now: datetime) -> None:
-        if row.on_unknown != "resend":
+        if transaction.outbox.confirm_reported([row]):
+            return
+        if row.on_unknown == "resend":
+            # At once; but what keeps ending the connection must not do so as fast as it comes back.
+            attempt = row.attempt + 1
+            self._put_off(transaction, row, attempt, now + _pause(attempt) if row.attempt else now, reason)
+            return
+        settle = transaction.outbox.hold if row.on_unknown == "hold" else transaction.outbox.give_up
+        if settle(row, reason, now):
             self._totals.parked("unknown")
-        if row.on_unknown == "hold":
-            transaction.outbox.hold(row, reason, now)
-        elif row.on_unknown == "fail":
-            transaction.outbox.give_up(row, reason, now)
-        else:
-            self._put_off(transaction, row, row.attempt + 1, now, reason)
 
     def _put_off(
         self, transaction: SqliteTransaction, row: OutboxRow, attempt: int, at: datetime, error: str | None
     ) -> None:
         transaction.outbox.put_off(row, attempt=attempt, not_before=as_text(at), error=error)
-        self._waiting.add(row.lane)
+        self._wait(row.lane)
 
     def _say(self, published: Published, row: OutboxRow) -> None:
         """Tell that the broker does not take a message: once a minute for each reason."""
         now = self._clock.monotonic()
         key = f"{published.fate} {row.destination}"
         if now >= self._said.get(key, 0.0):
+            if len(self._said) >= _MOST_SAID:  # event types from outside make destinations
+                self._said.clear()
             self._said[key] = now + _SAY_AGAIN_AFTER
             log.error(
                 "outbox.refused", fate=published.fate, destination=row.destination, reason=published.reason,
