@@ -1,9 +1,10 @@
 # Everything happens in .venv, which is made from the first Python >= 3.11 that is found (or the one in PYTHON=...),
-# from the pinned and hashed requirements/. No rule here needs anything else; paths are relative, so that a checkout
-# may lie in a directory whose name has spaces.
+# from the pinned and hashed requirements/. No rule here needs anything else, but for `make test`: some tests need a
+# server, which .ci/services gets where it can. Paths are relative, so that a checkout may lie in a directory whose name
+# has spaces.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench pins clean
+.PHONY: help demo test lint services bench pins clean
 
 PYTHONS := $(if $(PYTHON),"$(PYTHON)",python3 python3.14 python3.13 python3.12 python3.11)
 PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input
@@ -12,12 +13,12 @@ COMPILE := .venv-pins/bin/python -m piptools compile --quiet --strip-extras --al
 
 help: ## Say what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | while IFS='|' read -r target text; do \
-		printf '%-14s %s\n' "$$target" "$$text"; done
+		printf '%-16s %s\n' "$$target" "$$text"; done
 
 demo: .venv/run.stamp ## Send a day's events through the shipped rulebook and show what became of them
 	@.venv/bin/dispatcher demo $(ARGS)
 
-test: .venv/test.stamp ## Run every check and every test; ARGS="-k retries" goes to pytest
+test: .venv/test.stamp services ## Run every check and every test; ARGS="-k retries" goes to pytest
 	@lint=passed; $(MAKE) --no-print-directory lint || lint=failed; \
 	.venv/bin/pytest $(ARGS) || exit 1; \
 	[ $$lint = passed ] || { echo 'The tests passed, but a check before them did not: `make lint` shows it.' >&2; exit 1; }
@@ -30,6 +31,10 @@ lint: .venv/test.stamp ## Run ruff, mypy and import-linter
 	report=$$(.venv/bin/lint-imports --no-logo 2>&1) || { echo "$$report"; failed="$$failed lint-imports"; }; \
 	if [ -n "$$failed" ]; then echo "Failed:$$failed" >&2; exit 1; fi; \
 	echo 'ruff, mypy and import-linter have no complaint.'
+
+# What cannot be had is no failure here: the tests say what they miss, and in CI that is one.
+services: ## Install RabbitMQ for the tests, if this is Debian and you are root
+	@.ci/services || true
 
 bench: .venv/run.stamp ## Measure the embedded path from end to end
 	@.venv/bin/python bench/run.py $(ARGS)

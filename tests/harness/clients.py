@@ -168,8 +168,10 @@ def drain(url: str, queue: str) -> list[Read]:
             for method, properties, body in channel.consume(queue):
                 messages.append(Read(body, properties, method.exchange, method.routing_key, method.redelivered))
                 waiting -= 1
-                if not waiting:
+                # A quorum queue hands out at most 2,000 that are not acknowledged.
+                if not waiting or len(messages) % 500 == 0:
                     channel.basic_ack(method.delivery_tag, multiple=True)
+                if not waiting:
                     break
             channel.cancel()  # gives back what came since
     return messages

@@ -2,7 +2,8 @@
 
 `rabbitmqctl eval` starts an Erlang machine for each call, which takes a second or two. This starts one, hidden from the
 cluster, and keeps it: it reads expressions from its standard input, has the broker's node evaluate them, and writes the
-answers. When its input ends because the tests died, it ends what they would have ended: the broker and its epmd.
+answers. When its input ends because the tests died, it ends what they would have ended: the broker and its epmd, and
+takes their folder away.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Loop = fun Loop() ->
             Loop();
         _TheTestsAreGone ->
             rpc:call(Broker, erlang, halt, [1, [{{flush, false}}]], 2000),
-            os:cmd("kill -KILL {epmd_pid}"),
+            os:cmd("kill -KILL {epmd_pid}; rm -rf '{folder}'"),
             halt(0)
     end
 end,
@@ -58,7 +59,7 @@ class Control:
 
     def __init__(self, *, erl: str, node: str, environ: Mapping[str, str], folder: Path, epmd_pid: int) -> None:
         self._lock = threading.Lock()
-        loop = LOOP.format(node=node, epmd_pid=epmd_pid, patience_ms=int(self.PATIENCE * 1000))
+        loop = LOOP.format(node=node, epmd_pid=epmd_pid, folder=folder, patience_ms=int(self.PATIENCE * 1000))
         self._log = folder / "control.log"
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -37,10 +37,14 @@ class Pair:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def close(self, *, reset: bool) -> None:
+        loop = asyncio.get_running_loop()
         for task in self.tasks:
             task.cancel()
         for end in (self.client, self.server):
-            if end is not None:
+            if end is not None and end.fileno() != -1:
+                # A number that the loop still watches must not go to the next socket.
+                loop.remove_reader(end)
+                loop.remove_writer(end)
                 with contextlib.suppress(OSError):
                     if reset:
                         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -64,7 +68,6 @@ class ChaosProxy:
         self._budget: dict[Direction, int] = {}
         self._pairs: set[Pair] = set()
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._changed = asyncio.Event()
         self._thread = threading.Thread(target=self._loop.run_forever, name="chaos-proxy", daemon=True)
@@ -172,14 +175,13 @@ class ChaosProxy:
         self._listener.setblocking(False)
         self._listener.bind(("127.0.0.1", self.port))
         self._listener.listen(64)
-        self._accepting = self._loop.create_task(self._accept(self._listener))
+        self._loop.add_reader(self._listener, self._accept, self._listener)
 
     def _stop_listening(self) -> None:
-        if self._accepting is not None:
-            self._accepting.cancel()
         if self._listener is not None:
+            self._loop.remove_reader(self._listener)
             self._listener.close()
-        self._accepting = self._listener = None
+        self._listener = None
 
     def _reset_all(self) -> None:
         for pair in list(self._pairs):
@@ -196,15 +198,17 @@ class ChaosProxy:
         others = asyncio.all_tasks() - {asyncio.current_task()}
         await asyncio.gather(*others, return_exceptions=True)
 
-    async def _accept(self, listener: socket.socket) -> None:
-        while True:
-            client, _ = await self._loop.sock_accept(listener)
-            client.setblocking(False)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.connections += 1
-            pair = Pair(client)
-            self._pairs.add(pair)
-            pair.tasks.append(self._loop.create_task(self._serve(pair)))
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return  # whoever knocked has gone
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connections += 1
+        pair = Pair(client)
+        self._pairs.add(pair)
+        pair.tasks.append(self._loop.create_task(self._serve(pair)))
 
     async def _serve(self, pair: Pair) -> None:
         if self._mode == "blackhole":

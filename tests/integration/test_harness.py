@@ -212,7 +212,7 @@ import os, sys
 from tests.harness.rabbit import Node
 node = Node()
 node.start()
-print(node._process.pid, node._epmd.pid, flush=True)
+print(node._process.pid, node._epmd.pid, node.folder, flush=True)
 os.kill(os.getpid(), 9)
 """
 
@@ -224,8 +224,10 @@ def test_a_node_ends_with_the_tests_even_when_they_are_killed():
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
 
-    for process in killed.stdout.split():
-        wait_until(lambda process=process: not is_running(int(process)), f"the end of process {int(process)}")
+    *processes, folder = killed.stdout.decode().split()
+    for process in processes:
+        wait_until(lambda process=process: not is_running(int(process)), f"the end of process {process}")
+    wait_until(lambda: not Path(folder).exists(), f"the end of {folder}")
 
 
 def is_running(process):
