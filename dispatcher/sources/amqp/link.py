@@ -139,15 +139,17 @@ class Link:
         # What pika warns of at each attempt is told once a change by us, in words that hold no credentials.
         logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
         read_tolerantly()
-        self.revive()
+        self._start_thread_after(None)
 
     def revive(self) -> None:
-        """Start the thread if there is none, or none any more; any thread."""
+        """Start the thread anew if it died; any thread."""
         thread = self._thread
-        if (thread is not None and thread.is_alive()) or self._ending.is_set():
-            return
+        if thread is not None and not thread.is_alive():
+            self._start_thread_after(thread)
+
+    def _start_thread_after(self, last: threading.Thread | None) -> None:
         with self._lock:
-            if self._thread is thread:
+            if self._thread is last and not self._ending.is_set():
                 self._thread = threading.Thread(target=self._run, name=f"amqp-{self._name}", daemon=True)
                 self._thread.start()
 

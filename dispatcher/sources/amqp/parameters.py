@@ -57,7 +57,7 @@ def connection_parameters(
         socket_timeout=CONNECT_SECONDS,
         stack_timeout=HANDSHAKE_SECONDS,
         connection_attempts=1,  # the link pauses and tries again by itself
-        tcp_options=_tcp_options(settings.amqp_heartbeat),
+        tcp_options=_tcp_options(settings.amqp_heartbeat, blocked_seconds or 0.0),
         client_properties={
             "product": "event-dispatcher",
             "connection_name": f"dispatcher {name} {socket.gethostname()}:{os.getpid()}",
@@ -121,10 +121,11 @@ def _no_passphrase() -> str:
     raise ValueError("the key has a passphrase; give one without")
 
 
-def _tcp_options(heartbeat: int) -> dict[str, int]:
+def _tcp_options(heartbeat: int, blocked_seconds: float) -> dict[str, int]:
     """Let the kernel notice by itself, too, that nobody answers: what is sent, and while nothing is."""
     wanted = {
-        "TCP_USER_TIMEOUT": 2 * heartbeat * 1000,
+        # A broker that blocks does not read, which is no reason to give up before the time for that is over.
+        "TCP_USER_TIMEOUT": int((2 * heartbeat + blocked_seconds) * 1000),
         "TCP_KEEPIDLE": heartbeat,
         "TCP_KEEPINTVL": max(1, heartbeat // 3),
         "TCP_KEEPCNT": 3,

@@ -23,7 +23,7 @@ class Ledger:
 
         In the usual order, the oldest first and none left out, a batch is one ack. What is acked already is left out.
         """
-        fresh = [tag for tag in tags if tag > self.upto and tag not in self._beyond]
+        fresh = {tag for tag in tags if tag > self.upto} - self._beyond
         if not fresh:
             return None, []
         self._beyond.update(fresh)
