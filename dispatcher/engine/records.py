@@ -200,8 +200,8 @@ class Changes:
     contacts: dict[tuple[str, str], Contact] = field(default_factory=dict)
     opt_outs: dict[tuple[str, str], tuple[str, str] | None] = field(default_factory=dict)
     messages: dict[str, tuple[Message, str, str, str]] = field(default_factory=dict)
-    # (state, gateway_id, error, message_id) of texts that a transport reported on
-    message_states: list[tuple[str, str | None, str | None, str]] = field(default_factory=list)
+    # (state, gateway_id, error, message_id) of texts that a transport reported on; a state of None changes nothing
+    message_states: list[tuple[str | None, str | None, str | None, str]] = field(default_factory=list)
     outbox: list[OutboxRow] = field(default_factory=list)
     # Deliveries without an id that the broker may bring again: new ones, and (new epoch, new tag, epoch, tag) of those
     # that it did bring again.

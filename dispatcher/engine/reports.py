@@ -62,16 +62,18 @@ class Reports:
 
     def _move(self, report: TransportEvent, text: Texted) -> None:
         state, error = _state_of(report)
-        if state is None:
-            return
         current = self._moved.get(report.message_id, text.state)
+        changes = self._overlay.changes
         if current != "failed" and _RANKS[state] >= _RANKS.get(current, 0):
             self._moved[report.message_id] = state
-            self._overlay.changes.message_states.append((state, report.gateway_id, error, report.message_id))
+            changes.message_states.append((state, report.gateway_id, error, report.message_id))
+        elif report.gateway_id is not None:
+            # It came late, and still is the one that tells what the gateway calls the text.
+            changes.message_states.append((None, report.gateway_id, None, report.message_id))
 
 
-def _state_of(report: TransportEvent) -> tuple[str | None, str | None]:
-    """Return the state that a report brings a text to, None when it says nothing new, and the error with it."""
+def _state_of(report: TransportEvent) -> tuple[str, str | None]:
+    """Return the state that a report brings a text to, and the error with it."""
     if report.event_type == "ack":
         return "acked", None
     if report.event_type == "nack":
@@ -80,7 +82,8 @@ def _state_of(report: TransportEvent) -> tuple[str | None, str | None]:
         return "delivered", None
     if report.delivery_status == "failed":
         return "failed", "delivery failed"
-    return None, None
+    # It is pending: it has left, at least.
+    return "sent", None
 
 
 def _event_of(report: TransportEvent, text: Texted, now: datetime, source: str) -> Event:

@@ -60,7 +60,8 @@ UPSERT_MESSAGE = _upsert(
 INSERT_OUTBOX = _insert("outbox", OUTBOX_COLUMNS)
 INSERT_DEAD_LETTER = _insert("dead_letters", DEAD_LETTER_COLUMNS)
 UPDATE_MESSAGE_STATE = (
-    "UPDATE messages SET state = ?, gateway_id = coalesce(?, gateway_id), error = ? WHERE message_id = ?"
+    "UPDATE messages SET state = coalesce(?1, state), gateway_id = coalesce(?2, gateway_id), "
+    "error = CASE WHEN ?1 IS NULL THEN error ELSE ?3 END WHERE message_id = ?4"
 )
 INSERT_UNACKED = _insert("unacked", UNACKED_COLUMNS, "INSERT OR REPLACE")
 MOVE_UNACKED = "UPDATE OR REPLACE unacked SET epoch = ?, tag = ? WHERE epoch = ? AND tag = ?"
