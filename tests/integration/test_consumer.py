@@ -632,11 +632,8 @@ def test_a_network_that_swallows_everything_is_noticed_within_two_heartbeats(vho
         publish(vhost, *numbered(10))
         mine.take(10)
         proxy.blackhole()
-        began = time.monotonic()
-        wait_until(lambda: mine.link.state == "down", "the end")
+        wait_until(lambda: mine.link.state == "down", "the end, two heartbeats and a moment later", seconds=2 * 2 + 1)
 
-        # The broker's last sign of life may have come a moment before.
-        assert time.monotonic() - began < 2 * 2 + 1
         assert "within the heartbeat" in mine.link.reason
         proxy.pass_on()
         mine.await_consuming()
