@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Literal
 
@@ -17,6 +18,9 @@ from dispatcher.events.wire import LONGEST_KEY, Envelope, decode
 
 # What refused deliveries are remembered under; no event has an empty account.
 _REFUSED = ""
+# In this time a broker has surely noticed that a connection ended, whatever its heartbeat.
+_NOTICED_WITHIN = timedelta(hours=1)
+_MOST_EPOCHS = 256
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
@@ -55,6 +59,7 @@ class Intake:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._epochs: dict[str, datetime] = {}
 
     def admit(self, deliveries: Iterable[Delivery], overlay: Overlay) -> list[Receipt]:
         """Return a receipt for each delivery, in order; rows for what is new or refused go into the changes."""
@@ -96,6 +101,7 @@ class Intake:
                     continue
             stored = self._store(envelope, delivery, body_hash, overlay)
             if envelope.event_id is None:
+                self._forget_past(delivery, overlay)
                 remember(overlay, delivery, envelope.account_key, body_hash, stored.event.event_id)
             receipts.append(Receipt("stored", event_id=stored.event.event_id, stored=stored))
         return receipts
@@ -111,6 +117,24 @@ class Intake:
                 return Refusal("wrong_type", f"message_id: a text of 1 to {LONGEST_KEY} characters is needed")
             envelope.event_id = delivery.message_id
         return envelope
+
+    def _forget_past(self, delivery: Delivery, overlay: Overlay) -> None:
+        """Forget deliveries of earlier epochs once their acks must have arrived, though no answer ever said so.
+
+        What an ended channel left unacked goes to the head of its queue (rabbit_fifo: returned messages before others;
+        classic queues: to their old places). So when a new channel is old enough for the broker to have noticed the end
+        of the one before, and brings something for the first time, nothing of the earlier ones is left to come again.
+        """
+        epoch = delivery.epoch
+        if epoch is None or delivery.queue is None or delivery.redelivered:
+            return
+        since = self._epochs.get(epoch)
+        if since is None or overlay.now - since > _NOTICED_WITHIN:
+            while len(self._epochs) >= _MOST_EPOCHS:
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[epoch] = overlay.now
+            if since is not None:
+                overlay.changes.unacked_past.append((delivery.queue, epoch))
 
     def _store(self, envelope: Envelope, delivery: Delivery, body_hash: bytes, overlay: Overlay) -> StoredEvent:
         weak = envelope.event_id is None
@@ -203,14 +227,14 @@ def find_repetition(overlay: Overlay, delivery: Delivery, account_key: str, body
         if (epoch, tag) not in overlay.absorbed:
             overlay.absorbed.add((epoch, tag))
             # It stands for the new delivery from now on: that one may come again too.
-            overlay.changes.unacked_moved.append((delivery.epoch, delivery.tag, epoch, tag))
+            overlay.changes.unacked_moved.append((delivery.epoch, delivery.tag, overlay.now_text[:10], epoch, tag))
             return Receipt("duplicate", event_id=event_id)
     return None
 
 
 def remember(overlay: Overlay, delivery: Delivery, account_key: str, body_hash: bytes, event_id: str | None) -> None:
     """Remember a delivery without an id until the broker surely has its ack."""
-    if delivery.epoch is not None:
+    if delivery.epoch is not None and delivery.queue is not None:
         overlay.changes.unacked.append(
             (delivery.epoch, delivery.tag, delivery.queue, account_key, body_hash, event_id, overlay.now_text[:10])
         )

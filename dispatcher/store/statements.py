@@ -64,7 +64,8 @@ UPDATE_MESSAGE_STATE = (
     "error = CASE WHEN ?1 IS NULL THEN error ELSE ?3 END WHERE message_id = ?4"
 )
 INSERT_UNACKED = _insert("unacked", UNACKED_COLUMNS, "INSERT OR REPLACE")
-MOVE_UNACKED = "UPDATE OR REPLACE unacked SET epoch = ?, tag = ? WHERE epoch = ? AND tag = ?"
+MOVE_UNACKED = "UPDATE OR REPLACE unacked SET epoch = ?, tag = ?, received_on = ? WHERE epoch = ? AND tag = ?"
+FORGET_PAST = "DELETE FROM unacked WHERE queue = ? AND epoch <> ?"
 FORGET_ACKED = "DELETE FROM unacked WHERE epoch = ? AND tag <= ?"
 DELETE_SUPPRESSION = "DELETE FROM suppressions WHERE number_hash = ?"
 
