@@ -12,9 +12,9 @@ from dispatcher.engine.records import EVENT_STATE, OutboxRow, Run, StoredEvent, 
 from dispatcher.engine.unit import Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import canonical_hash, derived_uuid7, uuid7
-from dispatcher.events.limits import Limits, plain_json
+from dispatcher.events.limits import Limits, Refusal, plain_json
 from dispatcher.events.wire import decode, encode
-from dispatcher.plugins.outcomes import Emit, Publish
+from dispatcher.plugins.outcomes import LONGEST_NAME, Emit, Publish
 from dispatcher.rules.plan import Step
 
 # Where emitted events go when they are published: a topic exchange, keyed <conversation_type>.<event_type>.
@@ -61,6 +61,9 @@ class Emitter:
             )
             # One gate for all events: what a step emits obeys what is asked of those from outside.
             decode(_to_json(encode(event)).encode(), self._limits)
+            if emit.publish and len(_key(event).encode()) > LONGEST_NAME:
+                detail = f"conversation_type and event_type make a routing key of more than {LONGEST_NAME} bytes"
+                raise Refusal("too_large", detail)
             events.append(event)
         return events
 
@@ -73,10 +76,9 @@ class Emitter:
                 continue
             going_on.append(stored)
             if emit.publish:
-                key = f"{event.conversation_type or 'unknown'}.{event.event_type}"
                 body = _to_json(encode(event))
                 self._outbox(
-                    run, step, to=(EVENT_EXCHANGE, key), body=body, message_id=event.event_id, lane="",
+                    run, step, to=(EVENT_EXCHANGE, _key(event)), body=body, message_id=event.event_id, lane="",
                     on_unknown="resend",
                 )  # fmt: skip
         return going_on
@@ -160,3 +162,8 @@ class Emitter:
                 self._overlay.now_text,
             )
         )
+
+
+def _key(event: Event) -> str:
+    """Return what a published event is routed by."""
+    return f"{event.conversation_type or 'unknown'}.{event.event_type}"
