@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from dispatcher.engine.records import Run
+from dispatcher.engine.records import LONGEST_NAME, Run
 from dispatcher.engine.unit import StepContext
 from dispatcher.plugins.boundary import Escaped, contained, contained_later
 from dispatcher.plugins.handler import Handler
@@ -130,6 +130,9 @@ def _mistake_in(returned: Any) -> str | None:
                 return "Done with something else than a list of Emit in `emits`"
             if publishes and not (_all_are(Publish, publishes) and all(map(_can_be_published, publishes))):
                 return "Done with something else than a list of Publish, of texts and a mapping, in `publishes`"
+            for publish in publishes:
+                if (mistake := _mistake_in_names(publish)) is not None:
+                    return f"Done with a Publish whose {mistake}"
         case RetryLater(after=after):
             if not (after is None or isinstance(after, timedelta)):
                 return f"RetryLater with {type(after).__name__} for `after`"
@@ -146,8 +149,24 @@ def _all_are(kind: type, items: Any) -> bool:
 
 def _can_be_published(publish: Publish) -> bool:
     return (
-        isinstance(publish.exchange, str) and isinstance(publish.routing_key, str) and isinstance(publish.body, Mapping)
+        isinstance(publish.exchange, str)
+        and isinstance(publish.routing_key, str)
+        and isinstance(publish.message_id, str | None)
+        and isinstance(publish.body, Mapping)
     )
+
+
+def _mistake_in_names(publish: Publish) -> str | None:
+    """Say what AMQP cannot carry. A broker ends the connection over it, with all that is in flight."""
+    for name in ("exchange", "routing_key", "message_id"):
+        text = getattr(publish, name) or ""
+        if len(text) > LONGEST_NAME or not text.isascii():
+            try:
+                if (size := len(text.encode())) > LONGEST_NAME:
+                    return f"{name} has {size} bytes, where {LONGEST_NAME} are the most"
+            except UnicodeEncodeError:
+                return f"{name} holds half of a surrogate pair"
+    return None
 
 
 def _sayable(reason: object) -> str:

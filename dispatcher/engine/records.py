@@ -56,6 +56,9 @@ OUTBOX_COLUMNS = (
 UNACKED_COLUMNS = ("epoch", "tag", "queue", "account_key", "body_hash", "event_id", "received_on")
 DEAD_LETTER_COLUMNS = ("dead_id", "kind", "reason", "detail", "account_key", "event_id", "run_id", "body", "at")
 
+# How many bytes AMQP allows the name of an exchange, a routing key and the id of a message.
+LONGEST_NAME = 255
+
 # A run that is due but waits for no call slot is in this lane; others are in the lane of their connection.
 OPEN_LANE = ""
 

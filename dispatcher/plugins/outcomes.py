@@ -9,9 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-LONGEST_NAME = 255
-"""How many bytes AMQP allows the name of an exchange, a routing key and the id of a message."""
-
 
 @dataclass(frozen=True, slots=True)
 class Emit:
@@ -35,8 +32,6 @@ class Publish:
     `message_id` is what the broker is told that it is called; left out, one is derived from the step. With `keyed`,
     whoever gets it knows a repetition by that id: one whose fate is unknown is published again, whatever
     `on_unknown` says.
-
-    Raises TypeError or ValueError for a name that AMQP cannot carry: a text of at most 255 bytes is needed.
     """
 
     exchange: str
@@ -44,16 +39,6 @@ class Publish:
     body: Mapping[str, Any]
     message_id: str | None = None
     keyed: bool = False
-
-    def __post_init__(self) -> None:
-        # Here, and not on the way out: the step fails that made it, at its own line.
-        for name, value in (
-            ("exchange", self.exchange), ("routing_key", self.routing_key), ("message_id", self.message_id or ""),
-        ):  # fmt: skip
-            if not isinstance(value, str):
-                raise TypeError(f"{name}: a text is needed, not {type(value).__name__}")
-            if not value.isascii() or len(value) > LONGEST_NAME:
-                _check_bytes(name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +85,3 @@ class Unknown:
 
 
 Outcome = Done | RetryLater | Failed | Unknown
-
-
-def _check_bytes(name: str, value: str) -> None:
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        raise ValueError(f"{name}: it holds half of a surrogate pair") from None
-    if size > LONGEST_NAME:
-        raise ValueError(f"{name}: {size} bytes, and at most {LONGEST_NAME} can be sent")

@@ -145,20 +145,20 @@ def test_replay_of_a_done_run_publishes_nothing_again(world):
 
 
 WRONG = [
-    ({"exchange": None}, "TypeError: exchange: a text is needed, not NoneType"),
-    ({"exchange": "e" * 256}, "ValueError: exchange: 256 bytes, and at most 255 can be sent"),
-    ({"routing_key": b"k"}, "TypeError: routing_key: a text is needed, not bytes"),
-    ({"routing_key": "\u00e9" * 128}, "ValueError: routing_key: 256 bytes, and at most 255 can be sent"),
-    ({"routing_key": "k\ud800"}, "ValueError: routing_key: it holds half of a surrogate pair"),
-    ({"message_id": 7}, "TypeError: message_id: a text is needed, not int"),
-    ({"message_id": "m" * 256}, "ValueError: message_id: 256 bytes, and at most 255 can be sent"),
+    ({"exchange": None}, "of texts and a mapping"),
+    ({"exchange": "e" * 256}, "whose exchange has 256 bytes, where 255 are the most"),
+    ({"routing_key": b"k"}, "of texts and a mapping"),
+    ({"routing_key": "\u00e9" * 128}, "whose routing_key has 256 bytes, where 255 are the most"),
+    ({"routing_key": "k\ud800"}, "whose routing_key holds half of a surrogate pair"),
+    ({"message_id": 7}, "of texts and a mapping"),
+    ({"message_id": "m" * 256}, "whose message_id has 256 bytes, where 255 are the most"),
 ]
 
 
 @pytest.mark.parametrize(("given", "said"), WRONG, ids=lambda value: next(iter(value)) if type(value) is dict else "")
-def test_name_that_no_broker_could_be_told_fails_the_step_that_made_it(world, given, said):
+def test_name_that_no_broker_could_be_told_fails_the_step(world, given, said):
     facts = {"exchange": "vumi", "routing_key": "k", "body": {}} | given
-    assert scripted(world, lambda event, context: Done(publishes=[Publish(**facts)])) == []
+    assert scripted(world, Done(publishes=[Publish(**facts)])) == []
     ((state, error),) = world.rows("runs", "state", "error")
     assert state == "failed"
     assert said in error
