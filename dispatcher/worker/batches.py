@@ -47,7 +47,8 @@ class Batches:
         # What ties the worker to a broker, when it has one.
         self.consumer: Consumer | None = None
         self.relay: Relay | None = None
-        self._acked: dict[str, int] = {}
+        # Up to where the broker has the acks of each epoch, as far as that is not on record yet.
+        self.acked: dict[str, int] = {}
 
     @property
     def room(self) -> int:
@@ -138,7 +139,7 @@ class Batches:
                     transaction.commit()
                     self._relayed()
                 if work.size or settled:
-                    self._acked.clear()
+                    self.acked.clear()
                 return bool(work.size or settled)
         except RowsRefused as refused:
             if self.relay is not None:
@@ -153,8 +154,8 @@ class Batches:
     def _settle(self, transaction: SqliteTransaction, room: int, *, due: bool) -> bool:
         """Record what the broker has told since the last batch, and claim what is due to be handed to it."""
         if self.consumer is not None:
-            self._acked.update(self.consumer.surely_acked())
-            for epoch, tag in self._acked.items():
+            self.acked.update(self.consumer.surely_acked())
+            for epoch, tag in self.acked.items():
                 transaction.forget_acked(epoch, tag)
         if self.relay is None:
             return False

@@ -67,6 +67,10 @@ def run_worker(settings: Settings, *, drain: bool) -> int:
         )
         if settings.amqp_url is None:
             _refuse_texts_by_broker(plan)
+        else:
+            from dispatcher.worker.broker import queues_of  # noqa: PLC0415 - brings pika
+
+            queues_of(settings, plan)  # here, so that a reload refuses the rulebook and keeps the old one
         return plan
 
     plan = load()
