@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import kombu
+import pika
 
 from tests.acceptance import chaos
 from tests.acceptance.conftest import SCRIPT, Folder, an_event
 from tests.harness.administration import NoSuchQueue
+from tests.harness.control import EvaluationFailed
 from tests.harness.waiting import wait_until
 
 EVENTS_QUEUE = "vumi.event"
@@ -53,10 +55,32 @@ chains:
       - id: tell
         handler: emit_event
         with: {event_type: welcome_sent, publish: true, event_data: {msisdn: "{{ steps.contact.msisdn }}"}}
-  - name: nobody-listens
-    default: true
-    steps: [{handler: log_event}]
 """
+
+_SLOW_PLUGIN = """
+import time
+from dispatcher import Done, Effect, Handler
+
+class Slow(Handler):
+    \"\"\"Take the time that the event asks for, within the batch.\"\"\"
+    effect = Effect.TRANSACTION
+    def run(self, event, context):
+        time.sleep(event.data.get("seconds", 0))
+        return Done()
+"""
+
+
+def install_slow(folder: Folder) -> None:
+    """Have the chain begin with a handler that takes its time, so that a fault meets events in hand."""
+    plugins = folder.path / "plugins"
+    info = plugins / "slow-1.dist-info"
+    info.mkdir(parents=True)
+    (plugins / "slow.py").write_text(_SLOW_PLUGIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[dispatcher.handlers]\nslow = slow:Slow\n")
+    folder.environ["PYTHONPATH"] = str(plugins)
+    rulebook = folder.path / "rulebook.yaml"
+    rulebook.write_text(rulebook.read_text().replace("steps:\n", "steps:\n      - {id: slowly, handler: slow}\n", 1))
 
 
 def some_events(count: int, first: int = 0, **fields: Any) -> list[dict[str, Any]]:
@@ -235,6 +259,20 @@ class Site:
             channel.queue_bind(TEXTS, "vumi", "sms_transport.outbound")
             channel.queue_bind(EMITTED, "vumi.events", "#")
 
+    def tell(self) -> Iterator[str]:
+        """Say how things stand, for whoever looks into a failure."""
+        yield f"confirmed: {[len(traffic.confirmed) for traffic in self.traffic]}"
+        for worker in self.workers:
+            yield f"worker, ended with {worker.process.poll()}:"
+            yield from worker.log.read_text().splitlines()[-40:]
+        if (self.folder.path / "store.db").exists():
+            for table in ("events", "runs", "outbox", "messages", "dead_letters"):
+                yield f"{table}: {self.query(f'SELECT state, count(*) FROM {table} GROUP BY 1')}"
+            yield f"outbox: {self.query('SELECT DISTINCT destination, state, attempt, error FROM outbox LIMIT 10')}"
+        with contextlib.suppress(EvaluationFailed):
+            yield f"consumers: {self.vhost.consumers()}"
+            yield f"queues: { {queue: self.depth(queue) for queue in self.vhost.queues()} }"
+
     # The worker.
 
     def start(self, *arguments: str, consuming: bool = True, **settings: object) -> Worker:
@@ -267,7 +305,8 @@ class Site:
 
     def publish(self, events: Iterable[dict[str, Any]], **options: Any) -> Traffic:
         """Begin to publish events."""
-        traffic = Traffic(self.vhost.url, events, **options)
+        # By the administrator: what the worker's user may not do any more is no concern of whoever publishes.
+        traffic = Traffic(self.vhost.administrator_url or self.vhost.url, events, **options)
         self.traffic.append(traffic)
         return traffic
 
@@ -333,6 +372,21 @@ class Site:
         """Take all out of a queue of ours: how often each message id came."""
         return collections.Counter(message_id for message_id, _ in self.take(queue))
 
+    def look_into(self, queue: str) -> list[str]:
+        """The message ids of what is ready in a queue, which stays there."""
+        found = []
+        with self.vhost.channel() as channel:
+            while (answer := channel.basic_get(queue))[0] is not None:
+                found.append(answer[1].message_id)
+        return found
+
+    def put_back(self, queue: str, messages: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        """Put into a queue of ours what was taken out of another."""
+        with self.vhost.channel() as channel:
+            for message_id, body in messages:
+                properties = pika.BasicProperties(message_id=message_id, delivery_mode=2)
+                channel.basic_publish("", queue, json.dumps(body), properties)
+
     def take(self, queue: str) -> list[tuple[str, dict[str, Any]]]:
         """Take all out of a queue of ours: message ids and bodies."""
         taken = []
@@ -347,11 +401,12 @@ class Site:
 
 @contextlib.contextmanager
 def a_site(folder: Folder, vhost: Any, **options: Any) -> Iterator[Site]:
-    """A site whose traffic ends with the test."""
+    """A site whose traffic ends with the test; what it was at is shown with a failure."""
     site = Site(folder, vhost, **options)
     try:
         yield site
     finally:
+        print(*site.tell(), sep="\n")  # noqa: T201 - pytest shows it when the test failed
         for traffic in site.traffic:
             traffic.end()
 
@@ -381,10 +436,18 @@ def nothing_is_lost_or_doubled(
     contacts = [row[0] for row in site.query("SELECT msisdn FROM contacts")]
     assert len(contacts) == len(set(contacts))
     assert set(contacts) == {row[4] for row in rows}
+    figures = everything_stored_came_out(site, letters=expected, resent=resent)
+    return figures | {"events": len(site.owed), "retries": sum(traffic.retries for traffic in site.traffic)}
 
+
+def everything_stored_came_out(
+    site: Site, *, letters: Iterable[tuple[str, str]] = (), resent: bool = False
+) -> dict[str, int]:
+    """Compare the store with what came out; assert that each text that may or may not be out is told of."""
+    rows = site.query("SELECT message_id, state, run_id FROM messages")
     outbound = site.collected(TEXTS)
     states = collections.defaultdict(set)
-    for message_id, _, state, _, _ in rows:
+    for message_id, state, _ in rows:
         states[state].add(message_id)
     assert set(states) <= {"sent", "held"}, f"texts in limbo: { {state: len(ids) for state, ids in states.items()} }"
     assert states["sent"] - set(outbound) == set(), "sent, and not to be found"
@@ -394,26 +457,24 @@ def nothing_is_lost_or_doubled(
     assert not (resent and states["held"])
 
     open_letters = site.query("SELECT reason, event_id, run_id FROM dead_letters WHERE state = 'open'")
-    held_runs = {row[3] for row in rows if row[2] == "held"}
+    held_runs = {run_id for _, state, run_id in rows if state == "held"}
     assert {row[2] for row in open_letters if row[0] == "unknown"} == held_runs, "each held text has its dead letter"
     others = [(reason, event_id) for reason, event_id, _ in open_letters if reason != "unknown"]
-    assert sorted(others) == sorted(expected)
+    assert sorted(others) == sorted(letters)
 
     emitted = {row[0] for row in site.query("SELECT event_id FROM events WHERE event_type = 'welcome_sent'")}
     told = site.collected(EMITTED)
-    assert len(emitted) == len(texts)
+    assert len(emitted) == len(rows)
     assert emitted - set(told) == set(), "emitted, and not told"
     assert set(told) - emitted == set(), "told, and never emitted"
     assert site.count("runs WHERE state NOT IN ('done', 'held')") == len(
-        [reason for reason, _ in expected if reason == "failed"]
+        [reason for reason, _ in letters if reason == "failed"]
     )
     return {
-        "events": len(site.owed),
         "held": len(states["held"]),
         "held and out": len(states["held"] & set(outbound)),
         "texts twice": len(twice),
         "told twice": sum(times > 1 for times in told.values()),
-        "retries": sum(traffic.retries for traffic in site.traffic),
     }
 
 

@@ -85,3 +85,59 @@ def test_connections_closed_again_and_again_cost_nothing(site, rabbit):
         site.consumes_again()
     end(site, worker, faults=closings)
     assert "unknown delivery tag" not in rabbit.said()
+
+
+def test_acks_of_a_channel_that_is_gone_touch_nothing_of_the_next(distant, proxy):
+    # The handler is slow, so that a cut meets a batch in hand; its acks come after the next channel has begun to count.
+    site = distant
+    brokers.install_slow(site.folder)
+    events = some_events(400)
+    for event in events:
+        event["event_data"]["seconds"] = 0.004
+    worker = site.start(amqp_prefetch=100, batch_events=100, batch_ms=400)
+    site.publish(events)
+    for part in range(1, 4):
+        site.wait_for(part * 80)
+        proxy.reset()
+        wait_until(lambda part=part: len(worker.said("amqp.connected", connection="consumer")) > part)
+    site.consumes_again()
+    end(site, worker, faults=3)
+
+
+def test_connection_cut_in_the_middle_of_a_frame_costs_nothing(distant, proxy, chance):
+    site = distant
+    worker = site.start(amqp_prefetch=50)
+    site.publish(some_events(2000), per_second=250)
+    cuts = 5
+    for part in range(1, cuts + 1):
+        site.wait_for(part * 100)
+        proxy.cut_after(chance.randrange(1, 4096), chance.choice(["to_server", "to_client"]))
+        wait_until(lambda part=part: proxy.cuts >= part, "the cut")
+        site.consumes_again()
+    end(site, worker, faults=cuts)
+
+
+@pytest.mark.parametrize("fault", ["blackhole", "half_open"])
+def test_connection_that_nobody_reads_is_noticed_by_its_heartbeat(distant, proxy, fault):
+    site = distant
+    worker = site.start(amqp_heartbeat=1)
+    site.publish(some_events(600), per_second=200)
+    site.wait_for(200)
+    getattr(proxy, fault)()
+    for connection in ("consumer", "publisher"):
+        wait_until(
+            lambda connection=connection: worker.said("amqp.disconnected", connection=connection),
+            f"the end of the {connection}'s patience",
+            5,
+        )
+    proxy.pass_on()
+    site.consumes_again()
+    end(site, worker, faults=1)
+
+
+def test_slow_network_is_no_fault(distant, proxy):
+    site = distant
+    proxy.delay(0.05)
+    worker = site.start(amqp_heartbeat=5)
+    site.publish(some_events(500))
+    end(site, worker, faults=0)
