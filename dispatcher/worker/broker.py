@@ -126,6 +126,6 @@ def queues_of(settings: Settings, plan: Plan) -> list[Queue]:
         if f"{name}.event" in settings.amqp_queue_names:
             raise CannotStart(
                 f"the queue {name}.event is named for events, and is where the transport {name!r} reports to.",
-                hint="Leave it out of DISPATCHER_AMQP_QUEUES, or set `reports: false` on the senders of this transport.",
+                hint="Leave it out of DISPATCHER_AMQP_QUEUES, or set `reports: false` on its senders.",
             )
     return [*queues, *(Queue(f"{name}.event", "transport_event") for name in sorted(transports))]
