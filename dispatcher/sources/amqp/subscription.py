@@ -23,11 +23,14 @@ from dispatcher.engine.intake import Delivery
 from dispatcher.settings import Settings
 from dispatcher.sources.amqp.conversation import Conversation, Refused, Talk
 from dispatcher.sources.amqp.link import LONGEST_PAUSE_SECONDS, Link
-from dispatcher.sources.amqp.topology import Prepared, Queue, prepare
+from dispatcher.sources.amqp.topology import Prepared, Queue, prepare, rebind
 from dispatcher.telemetry import log
 
 # A set-up that gets no answer for so long ends the connection: a channel that waits cannot even be closed.
 SETUP_SECONDS: Final = 30.0
+# How often the binding is made sure of. When an exchange is deleted its bindings go too, and no consumer is told.
+REBIND_SECONDS: Final = 3.0
+REFUSED_REBIND_SECONDS: Final = 60.0
 _CANCELLED: Final = "the broker cancelled the consumer (the queue was deleted or moved, or an event took too long)"
 _VANISHED: Final = "the consumer was gone, and nobody had told"
 _HELD: Final = "held: this worker takes no more"
@@ -83,6 +86,7 @@ class Subscription:
         self._held = False
         self._created = False
         self._not_bound: str | None = None
+        self._bound_at = 0.0
         # For the status, read by other threads: replaced as one.
         self._shown: tuple[bool, str | None, float] = (False, None, time.monotonic())
         # Delivery numbers of this epoch, and the times at which the newest was what.
@@ -140,6 +144,7 @@ class Subscription:
                 self._lost(_VANISHED)
             else:
                 self._mark(now)
+                self._rebind(now)
         elif self._retry_at is None or now > self._retry_at + LONGEST_PAUSE_SECONDS:
             self._try()
 
@@ -194,14 +199,32 @@ class Subscription:
         self._mark(time.monotonic())
         self._show(consuming=True, reason=None)
         log.info("queue.consuming", queue=self.queue.name, created=prepared.created)
-        if prepared.not_bound is not None and prepared.not_bound != self._not_bound:
+        self._note_binding(prepared.not_bound)
+
+    def _note_binding(self, not_bound: str | None) -> None:
+        self._bound_at = time.monotonic()
+        if not_bound is not None and not_bound != self._not_bound:
             log.warning(
                 "queue.not_bound",
                 queue=self.queue.name,
                 exchange=self._settings.amqp_exchange,
-                reason=prepared.not_bound,
+                reason=not_bound,
             )
-        self._not_bound = prepared.not_bound
+        self._not_bound = not_bound
+
+    def _rebind(self, now: float) -> None:
+        """Make sure of the binding now and then, on a channel for that alone: a refusal closes it."""
+        connection = self._connection
+        pause = REBIND_SECONDS if self._not_bound is None else REFUSED_REBIND_SECONDS
+        if connection is None or self._held or not self._settings.amqp_declare or now - self._bound_at < pause:
+            return
+        self._bound_at = now
+
+        def bound(channel: Channel, not_bound: str | None) -> None:
+            self._note_binding(not_bound)
+            channel.close()
+
+        Conversation(connection, rebind(self._settings, self.queue), bound, lambda _: None)
 
     def _refused(self, refused: Refused) -> None:
         if refused.code == 404 and not self._settings.amqp_declare and not self.consuming:

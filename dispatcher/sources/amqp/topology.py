@@ -68,7 +68,7 @@ def prepare(settings: Settings, queue: Queue) -> Talk[Prepared]:
         if refused.code != _NOT_FOUND or not settings.amqp_declare:
             raise
     else:
-        return Prepared(created=False, not_bound=(yield from _rebind(settings, queue)))
+        return Prepared(created=False, not_bound=(yield from rebind(settings, queue)))
     yield from _make_exchange(settings.amqp_exchange)
     arguments = queue_arguments(settings, queue.name) if queue.kind == "event" else {}
     if "x-dead-letter-exchange" in arguments:
@@ -78,10 +78,11 @@ def prepare(settings: Settings, queue: Queue) -> Talk[Prepared]:
     return Prepared(created=True)
 
 
-def _rebind(settings: Settings, queue: Queue) -> Talk[str | None]:
+def rebind(settings: Settings, queue: Queue) -> Talk[str | None]:
     """Bind a queue that is there, which changes nothing when it is bound. Return the broker's words if it will not.
 
-    Whoever made the queue may have bound it too, and given us no right to; so a refusal is lived with.
+    When its exchange was deleted, both are made anew. Whoever made the queue may have bound it too, and given us no
+    right to; so a refusal is lived with.
     """
     if not settings.amqp_declare:
         return None
