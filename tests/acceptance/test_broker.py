@@ -150,7 +150,7 @@ def historic(number):
             lambda number: number % 300,
             marks=pytest.mark.xfail(
                 strict=False,
-                reason="acks that the broker had and a killed worker could not record let equal events count as repeated",
+                reason="where a worker was killed before it knew of its last acks, equal events count as repeated",
             ),
         ),
     ],
