@@ -15,6 +15,9 @@ from dispatcher.errors import StoreUnusable
 from dispatcher.store import migrate
 from dispatcher.store.schema import metadata
 from dispatcher.store.sqlite import SqliteStore
+from dispatcher.testing import FrozenClock
+from dispatcher.worker.relay import Relay
+from tests.unit.worker.fakes import FakePublisher
 
 
 def test_migrating_from_nothing_leads_to_the_schema(tmp_path: Path) -> None:
@@ -93,3 +96,68 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path.write_text("this is a letter, and a long one at that " * 100)
     with pytest.raises(StoreUnusable, match="cannot be used"):
         SqliteStore.open(path)
+
+
+def _store_of(revision: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> sqlite3.Connection:
+    """Make a store as the version of the dispatcher did that ended at this revision."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
+    with monkeypatch.context() as patched:
+        patched.setattr(migrate, "HEAD", revision)
+        migrate._bring_forward(path)
+    connection.executemany(
+        "INSERT OR IGNORE INTO facts (name, value) VALUES (?, 'x')", [("installation",), ("secret",)]
+    )
+    return connection
+
+
+def test_message_that_waited_in_a_store_without_a_relay_is_published_once_it_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.db"
+    old = _store_of("0001", path, monkeypatch)
+    at = "2026-01-01T00:00:00.000000Z"
+    columns = "seq, destination, body, message_id, state, not_before, event_id, run_id, at"
+    old.executemany(
+        f"INSERT INTO outbox ({columns}) VALUES ({', '.join('?' * 9)})",
+        [
+            (7, "amqp:vumi.events/poll.told", '{"n": 1}', "m1", "ready", at, "e1", "r1", at),
+            (9, "amqp:vumi/vumi.api", '{"n": 2}', "m2", "ready", at, None, None, at),
+        ],
+    )
+    old.close()
+    store = SqliteStore.open(path)
+    publisher = FakePublisher(store)
+    relay = Relay(publisher, FrozenClock())
+    relay.recover(store)
+    for fate in ("unknown", "confirmed"):
+        with store.transaction() as transaction:
+            relay.settle(transaction, 10)
+            relay.take_due(transaction, 10)
+            transaction.commit()
+        relay.committed()
+        assert [(sent.seq, sent.exchange, sent.routing_key, sent.body, sent.message_id) for sent in publisher.handed][
+            -2:
+        ] == [
+            (7, "vumi.events", "poll.told", b'{"n": 1}', "m1"),
+            (9, "vumi", "vumi.api", b'{"n": 2}', "m2"),
+        ]
+        publisher.tell(fate, reason="connection lost")
+    with store.transaction() as transaction:
+        relay.settle(transaction, 10)
+        transaction.commit()
+    relay.committed()
+    assert store.connection.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+    assert store.seqs["outbox"] == 9
+    store.close()
+
+
+def test_store_of_every_revision_is_brought_to_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for revision in migrate._KNOWN:
+        path = tmp_path / f"{revision}.db"
+        _store_of(revision, path, monkeypatch).close()
+        SqliteStore.open(path).close()
+        engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+        with engine.connect() as connection:
+            assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        engine.dispose()

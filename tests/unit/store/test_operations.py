@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from dispatcher import Done, Failed, RetryLater, Unknown
+from dispatcher import Done, Failed, Publish, RetryLater, Unknown
 from dispatcher.errors import NotFound, NotPossible, UsageError
 from dispatcher.store.operations import Operations, Page
 from dispatcher.worker.administration import perform
@@ -415,3 +415,131 @@ def test_what_fails_half_way_leaves_nothing(world):
     assert states(world) == ["failed"]
     assert world.rows("audit") == []
     assert Page() == Page(0, None)
+
+
+# What may have been published.
+
+PUBLISHES = """
+chains:
+  - name: c
+    on: {event_type: done}
+    steps:
+      - {id: first, handler: scripted, with: {say: one}}
+      - {id: second, handler: scripted, with: {say: two}}
+      - {id: third, handler: scripted_call, with: {say: out}}
+"""
+
+
+def publishing(number=1):
+    return Done(publishes=[Publish("vumi", "k", {"n": n}) for n in range(number)])
+
+
+def hold_all(world):
+    """Nobody knows whether the rows of the outbox were published."""
+    with world.store.transaction() as transaction:
+        for lane in transaction.outbox.lanes():
+            for row in transaction.outbox.due(lane, "9999", 100):
+                transaction.outbox.hold(row, "connection lost", world.clock.now())
+        transaction.commit()
+
+
+def letters(world):
+    return sorted((row["detail"].partition(": ")[0], row["state"]) for row in world.rows("dead_letters"))
+
+
+def test_call_that_is_unknown_stays_so_when_what_the_run_published_is_resolved(world):
+    world.rules(PUBLISHES)
+    world.script[:] = [publishing()]
+    world.publish(event_id="e1")
+    world.bring_back(Unknown("no answer"))
+    hold_all(world)
+    assert states(world) == ["held"]
+    assert letters(world) == [("c, step third", "open"), ("step first", "open")]
+    told = by(world, "runs.resolve", run=run_id(world), sent=True)
+    assert told["message"] == f"run {run_id(world)}: step first was published"
+    assert states(world) == ["held"]
+    assert letters(world) == [("c, step third", "open"), ("step first", "replayed")]
+    by(world, "runs.resolve", run=run_id(world), sent=True)
+    world.turn()
+    assert states(world) == ["done"]
+    assert letters(world) == [("c, step third", "replayed"), ("step first", "replayed")]
+
+
+def test_names_of_steps_that_begin_alike_are_told_apart(world):
+    rules = PUBLISHES.replace("id: second", "id: first_").replace("scripted_call", "scripted")
+    world.rules(rules)
+    world.script[:] = [publishing(), Done(), publishing()]
+    world.publish(event_id="e1")
+    hold_all(world)
+    assert letters(world) == [("step first", "open"), ("step third", "open")]
+    told = by(world, "runs.resolve", run=run_id(world), sent=False)
+    assert "step first, step third was not published" in told["message"]
+    assert letters(world) == [("step first", "replayed"), ("step third", "replayed")]
+    assert world.rows("outbox", "state") == [("ready",), ("ready",)]
+
+
+def test_held_publish_is_named_by_whoever_refuses_to_try_again(world):
+    world.rules(PUBLISHES)
+    world.script[:] = [publishing(), Failed("no")]
+    world.publish(event_id="e1")
+    hold_all(world)
+    assert states(world) == ["failed"]
+    for verb, target in (("runs.retry", {"run": run_id(world)}), ("events.replay", {"event": "e1", "again": True})):
+        with pytest.raises(NotPossible, match="whether its step first had its effect"):
+            by(world, verb, **target)
+    with pytest.raises(NotPossible, match="whether its step first had its effect"):
+        by(world, "events.replay", event="e1", again=False)
+    by(world, "runs.resolve", run=run_id(world), sent=True)
+    assert states(world) == ["failed"]
+    by(world, "runs.retry", run=run_id(world))
+    world.turn()
+    assert states(world) == ["running"]
+
+
+def test_cancelled_run_keeps_what_it_may_have_published_until_a_person_says(world):
+    world.rules(PUBLISHES.replace("scripted_call", "scripted"))
+    world.script[:] = [publishing(2)]
+    world.publish(event_id="e1")
+    hold_all(world)
+    assert states(world) == ["held"]
+    by(world, "runs.cancel", run=run_id(world))
+    assert world.rows("outbox", "state") == [("held",), ("held",)]
+    by(world, "runs.resolve", run=run_id(world), sent=False)
+    assert world.rows("outbox", "state") == [("ready",), ("ready",)]
+    assert states(world) == ["cancelled"]
+
+
+def test_resolving_twice_says_that_nothing_is_unknown(world):
+    world.rules(PUBLISHES.replace("scripted_call", "scripted"))
+    world.script[:] = [publishing()]
+    world.publish(event_id="e1")
+    hold_all(world)
+    by(world, "runs.resolve", run=run_id(world), sent=True)
+    with pytest.raises(NotPossible, match="no outcome of it is unknown"):
+        by(world, "runs.resolve", run=run_id(world), sent=True)
+    assert [entry["detail"] for entry in world.rows("audit")] == ["sent"]
+
+
+def test_letter_of_a_held_publish_cannot_be_replayed_by_guessing(world):
+    world.rules(PUBLISHES.replace("scripted_call", "scripted"))
+    world.script[:] = [publishing()]
+    world.publish(event_id="e1")
+    hold_all(world)
+    ((dead_id,),) = world.rows("dead_letters", "dead_id")
+    with pytest.raises(NotPossible, match="nobody knows whether its step first"):
+        by(world, "dead.replay", dead=dead_id)
+    assert letters(world) == [("step first", "open")]
+
+
+def test_person_erased_while_a_text_to_them_is_held_leaves_nothing_to_resolve(world):
+    senders = "senders: {default: {type: vumi, transport_name: sms}}\n"
+    text = 'handler: send_sms, with: {to: "{{ data.msisdn }}", text: hi}'
+    world.rules(f"chains: [{{name: c, on: {{event_type: done}}, steps: [{{{text}}}]}}]\n", senders=senders)
+    world.publish(event_id="e1", event_data={"msisdn": "+27821234567"})
+    hold_all(world)
+    assert states(world) == ["held"]
+    by(world, "contacts.erase", contact="+27821234567", account="acc", region=None)
+    assert world.rows("outbox") == []
+    assert states(world) == ["cancelled"]
+    with pytest.raises(NotPossible):
+        by(world, "runs.resolve", run=run_id(world), sent=False)
