@@ -9,15 +9,20 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from dispatcher.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 MAKEFILE = (ROOT / "Makefile").read_text()
+COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 
 
 def pins(name):
@@ -99,6 +104,35 @@ def test_the_verbs_that_the_image_and_the_makefile_use_exist():
         command = [sys.executable, "-P", "-m", "dispatcher", verb, "--help"]
         told = subprocess.run(command, capture_output=True, text=True, check=False)
         assert told.returncode == 0, f"{verb}: {told.stderr}"
+
+
+def test_the_compose_file_gives_the_worker_settings_that_it_takes():
+    settings = load_settings(COMPOSE["services"]["worker"]["environment"])
+
+    assert settings.amqp_url is not None
+    assert urlsplit(settings.amqp_url).password is None
+    assert str(settings.amqp_password_file) == "/run/secrets/broker_password"
+    assert settings.http_address == ("0.0.0.0", 9464)
+
+
+def test_the_compose_file_opens_nothing_to_other_machines():
+    ports = [port for service in COMPOSE["services"].values() for port in service["ports"]]
+
+    assert ports
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+def test_the_compose_file_names_only_volumes_secrets_and_services_that_it_has():
+    services, secrets, volumes = COMPOSE["services"], COMPOSE["secrets"], COMPOSE["volumes"]
+
+    for service in services.values():
+        assert set(service["secrets"]) <= set(secrets)
+        assert set(service.get("depends_on", ())) <= set(services)
+        sources = [volume.partition(":")[0] for volume in service["volumes"]]
+        assert [source for source in sources if source not in volumes and not (ROOT / source).is_dir()] == []
+    # What holds a password is neither built into the image nor committed.
+    assert "/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert {secret["file"] for secret in secrets.values()} == {"./secrets/broker_password"}
 
 
 def test_the_makefile_runs_scripts_that_exist():
