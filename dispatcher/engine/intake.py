@@ -21,6 +21,8 @@ _REFUSED = ""
 # In this time a broker has surely noticed that a connection ended, whatever its heartbeat.
 _NOTICED_WITHIN = timedelta(hours=1)
 _MOST_EPOCHS = 256
+# No channel numbers its deliveries as far as this.
+_ALL = 2**62
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
@@ -60,10 +62,14 @@ class Intake:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._epochs: dict[str, datetime] = {}
+        # The epoch of each queue, and the one before it.
+        self._current: dict[str, str] = {}
+        self._previous: dict[str, str] = {}
 
     def admit(self, deliveries: Iterable[Delivery], overlay: Overlay) -> list[Receipt]:
         """Return a receipt for each delivery, in order; rows for what is new or refused go into the changes."""
         opened = [(delivery, self._open(delivery)) for delivery in deliveries]
+        overlay.previous = self._previous
         known = overlay.reads.known_events(
             [
                 (envelope.account_key, envelope.event_id)
@@ -73,6 +79,8 @@ class Intake:
         )
         receipts = []
         for delivery, envelope in opened:
+            if delivery.queue is not None and delivery.epoch is not None:
+                self._follow(delivery.queue, delivery.epoch)
             if isinstance(envelope, Refusal):
                 receipts.append(refuse(overlay, delivery, envelope.code, envelope.detail))
                 continue
@@ -117,6 +125,14 @@ class Intake:
                 return Refusal("wrong_type", f"message_id: a text of 1 to {LONGEST_KEY} characters is needed")
             envelope.event_id = delivery.message_id
         return envelope
+
+    def _follow(self, queue: str, epoch: str) -> None:
+        """Note which channel a queue's deliveries come through, and which one they came through before."""
+        current = self._current.get(queue)
+        if current != epoch:
+            self._current[queue] = epoch
+            if current is not None:
+                self._previous[queue] = current
 
     def _forget_past(self, delivery: Delivery, overlay: Overlay) -> None:
         """Forget deliveries of earlier epochs once their acks must have arrived, though no answer ever said so.
@@ -219,16 +235,23 @@ def find_repetition(overlay: Overlay, delivery: Delivery, account_key: str, body
     """Say of a delivery without an id whether the broker brings it again; None when it is new.
 
     Two equal votes are two events, so only what the broker marks as redelivered may be a repetition. Each delivery
-    whose ack the broker may not have got absorbs one.
+    whose ack the broker may not have got absorbs one. What a channel left unacked comes again in its order: so what
+    stands there before a delivery that is absorbed was acked, and all of it before one that was never taken in.
     """
     if not delivery.redelivered or delivery.epoch is None or delivery.queue is None:
         return None
-    for epoch, tag, event_id in overlay.reads.unacked(delivery.queue, account_key, body_hash, delivery.epoch):
-        if (epoch, tag) not in overlay.absorbed:
-            overlay.absorbed.add((epoch, tag))
+    previous = overlay.previous.get(delivery.queue)
+    found = overlay.reads.unacked(delivery.queue, account_key, body_hash, delivery.epoch)
+    for epoch, tag, event_id in sorted(found, key=lambda entry: entry[0] != previous):
+        if tag > overlay.acked.get(epoch, 0):
+            overlay.acked[epoch] = tag
             # It stands for the new delivery from now on: that one may come again too.
             overlay.changes.unacked_moved.append((delivery.epoch, delivery.tag, overlay.now_text[:10], epoch, tag))
+            overlay.changes.acked.append((epoch, tag))
             return Receipt("duplicate", event_id=event_id)
+    if previous is not None and overlay.acked.get(previous, 0) < _ALL:
+        overlay.acked[previous] = _ALL
+        overlay.changes.acked.append((previous, _ALL))
     return None
 
 

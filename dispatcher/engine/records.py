@@ -207,9 +207,11 @@ class Changes:
     message_states: list[tuple[str | None, str | None, str | None, str]] = field(default_factory=list)
     outbox: list[OutboxRow] = field(default_factory=list)
     # Deliveries without an id that the broker may bring again: new ones; (new epoch, new tag, day, epoch, tag) of those
-    # that it did bring again; and (queue, epoch) where it surely has the acks of all other epochs.
+    # that it did bring again; (epoch, tag) up to which it has the acks of an earlier epoch; and (queue, epoch) where it
+    # has those of all other epochs.
     unacked: list[tuple[Any, ...]] = field(default_factory=list)
     unacked_moved: list[tuple[str, int, str, str, int]] = field(default_factory=list)
+    acked: list[tuple[str, int]] = field(default_factory=list)
     unacked_past: list[tuple[str, str]] = field(default_factory=list)
     dead_letters: list[tuple[Any, ...]] = field(default_factory=list)
 

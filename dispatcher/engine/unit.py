@@ -34,8 +34,10 @@ class Overlay:
         self.changes = Changes()
         self.contacts: dict[Key, Contact | None] = {}
         self.opt_outs: dict[Key, str | None] = {}
-        # Deliveries of earlier epochs that were found to come again in this batch.
-        self.absorbed: set[tuple[str, int]] = set()
+        # Up to where deliveries of earlier epochs have come again in this batch, or are known not to; and the epoch
+        # before the present one, by queue.
+        self.acked: dict[str, int] = {}
+        self.previous: Mapping[str, str] = {}
 
     def contact(self, key: Key) -> Contact | None:
         """Return the contact with this key as the batch sees it."""

@@ -236,6 +236,8 @@ class SqliteTransaction:
             many(sql.INSERT_OUTBOX, [_outbox_columns(row) for row in changes.outbox])
         if changes.unacked_moved:
             many(sql.MOVE_UNACKED, changes.unacked_moved)
+        if changes.acked:
+            many(sql.FORGET_ACKED, changes.acked)
         if changes.unacked_past:
             many(sql.FORGET_PAST, changes.unacked_past)
         if changes.unacked:

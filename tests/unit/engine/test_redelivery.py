@@ -200,6 +200,42 @@ def test_what_one_queue_brings_says_nothing_of_another(world, bring):
     assert ("e1", 1) in unacked(world)
 
 
+def test_what_stands_before_a_delivery_that_comes_again_was_acked_and_swallows_nothing(world, bring):
+    """What a channel left unacked comes again in its order."""
+    bring(*(brought(vote(choice), "e1", tag) for tag, choice in enumerate(("yes", "no", "no"), 1)))
+    assert bring(brought(vote("no"), "e2", 1, again=True)) == ["duplicate"]
+    assert unacked(world) == [("e1", 3), ("e2", 1)]
+    assert bring(brought(vote("no"), "e2", 2, again=True), brought(vote("yes"), "e2", 3, again=True)) == [
+        "duplicate", "stored",
+    ]  # fmt: skip
+
+
+def test_what_stands_before_it_in_one_batch_was_acked_too(world, bring):
+    bring(*(brought(vote(choice), "e1", tag) for tag, choice in enumerate(("yes", "no"), 1)))
+    again = [brought(vote(choice), "e2", tag, again=True) for tag, choice in enumerate(("no", "yes"), 1)]
+    assert bring(*again) == ["duplicate", "stored"]
+
+
+def test_delivery_that_was_never_taken_in_shows_that_all_before_it_were_acked(world, bring):
+    bring(*(brought(vote(), "e1", tag) for tag in (1, 2)))
+    again = [brought(vote(choice), "e2", tag, again=True) for tag, choice in enumerate(("new", "yes", "yes"), 1)]
+    assert bring(*again) == ["stored"] * 3
+    assert [epoch for epoch, _ in unacked(world)] == ["e2"] * 3
+
+
+def test_channel_that_ended_last_is_looked_at_first(world, bring):
+    bring(brought(vote(), "e1", 1))
+    bring(brought(vote("no"), "e2", 1), brought(vote(), "e2", 2))
+    assert bring(brought(vote(), "e3", 1, again=True)) == ["duplicate"]
+    assert unacked(world) == [("e1", 1), ("e3", 1)]
+
+
+def test_new_one_of_another_queue_shows_nothing(world, bring):
+    bring(brought(vote(), "e1", 1), brought(vote(), "o1", 1, queue="other"))
+    bring(brought(vote("new"), "o2", 1, again=True, queue="other"))
+    assert bring(brought(vote(), "e2", 1, again=True)) == ["duplicate"]
+
+
 # Events with an id.
 
 
@@ -244,7 +280,7 @@ def test_id_conflict_leaves_one_dead_letter_however_often_it_is_brought(world, b
 
 def test_refused_bodies_do_not_stand_for_events_nor_events_for_them(world, bring):
     bring(brought(b"{", "e1", 1), brought(vote(), "e1", 2))
-    assert bring(brought(vote(), "e2", 1, again=True), brought(b"{", "e2", 2, again=True)) == ["duplicate", "refused"]
+    assert bring(brought(b"{", "e2", 1, again=True), brought(vote(), "e2", 2, again=True)) == ["refused", "duplicate"]
     assert len(world.rows("dead_letters")) == 1
 
 
