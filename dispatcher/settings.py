@@ -197,7 +197,7 @@ class Settings(BaseModel):
         default=30, le=3_600, description="the silence between signs of life on a connection, in seconds"
     )
     amqp_blocked_seconds: float = Field(
-        default=60.0,
+        default=600.0,
         gt=0,
         le=86_400,
         description="how long the broker may take no messages before its connection is made anew, in seconds",

@@ -57,8 +57,10 @@ class Gauges:
     outbox_ready: int
     outbox_held: int
     outbox_due: int
-    # For how long the first row of each lane has been due, where one is; and how old the row is that was written first.
+    # For how long the first row of each lane has been due, where one is; how old the first one is, due or not; and how
+    # old the row is that was written first of all, held ones included.
     outbox_due_seconds: Mapping[str, float]
+    outbox_ready_seconds: Mapping[str, float]
     oldest_outbox_seconds: float | None
     runs_due: int
     oldest_run_due_seconds: float | None
@@ -117,6 +119,7 @@ def _read(connection: sqlite3.Connection, path: Path, now: datetime) -> Gauges:
         outbox_held=held,
         outbox_due=sum(due for _, _, due, *_ in ready),
         outbox_due_seconds={lane: age(not_before) for lane, _, due, not_before, _ in ready if due},
+        outbox_ready_seconds={lane: age(row(_WRITTEN_AT, seq)[0]) for lane, *_, seq in ready},
         oldest_outbox_seconds=age(row(_WRITTEN_AT, min(oldest_rows))[0]) if oldest_rows else None,
         runs_due=runs_due,
         oldest_run_due_seconds=age(first_due) if runs_due else None,

@@ -83,7 +83,8 @@ class Broker:
         if consumer.link.state != "up":
             return consumer.link.reason or "no answer yet"
         for queue in consumer.queues:
-            if not queue.consuming:
+            # A transport that has never run has no queue yet.
+            if not queue.consuming and queue.name in self._settings.amqp_queue_names:
                 return f"queue {queue.name}: {queue.reason or 'not set up yet'}"
         if to_send and publisher.link.state != "up":
             return publisher.link.reason or "no answer yet"

@@ -204,6 +204,8 @@ class Snapshot:
     consumer: ConsumerView | None = None
     publisher: PublisherView | None = None
     oldest_outbox_due_seconds: float | None = None
+    # How long the first row has waited, if the broker has confirmed nothing for so long: refused rows are never due.
+    outbox_stuck_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +305,10 @@ def _publisher(snapshot: Snapshot, publisher: PublisherView) -> Iterator[str]:
     age = snapshot.oldest_outbox_due_seconds
     if age is not None and age > OUTBOX_SECONDS:
         yield f"the outbox is not handed out: its first row is due {_since(snapshot, snapshot.now - age)}"
+        return
+    age = snapshot.outbox_stuck_seconds
+    if age is not None and age > OUTBOX_SECONDS:
+        yield f"the broker takes nothing of the outbox: its first row waits {_since(snapshot, snapshot.now - age)}"
 
 
 def _lasts(snapshot: Snapshot, since: float | None, seconds: float) -> bool:

@@ -52,6 +52,8 @@ class Relay:
         self._said: dict[str, float] = {}
         self._last_served = ""
         self._stale = False
+        # When the broker last took something, on the monotonic clock.
+        self.confirmed_at: float | None = None
         self._totals = totals or Counts()
 
     def configure(self, connections: Mapping[str, Service]) -> None:
@@ -118,6 +120,7 @@ class Relay:
                     self._put_off(transaction, row, attempt, now + _pause(attempt), _error(published))
                     self._say(published, row)
         if confirmed:
+            self.confirmed_at = self._clock.monotonic()
             transaction.outbox.confirmed(confirmed)
         return len(results)
 

@@ -96,6 +96,7 @@ class Status:
     def snapshot(self) -> Snapshot:
         """Return how the worker is now; any thread."""
         paused, unusable, broker = self._paused, self._unusable, self._broker
+        due, stuck = self._outbox_ages()
         return Snapshot(
             now=self._clock.monotonic(),
             at=self._clock.now(),
@@ -109,15 +110,21 @@ class Status:
             store_unusable_since=unusable and unusable[1],
             consumer=broker.consumer.status if broker is not None else None,
             publisher=broker.publisher.status if broker is not None else None,
-            oldest_outbox_due_seconds=self._outbox_age(),
+            oldest_outbox_due_seconds=due,
+            outbox_stuck_seconds=stuck,
         )
 
-    def _outbox_age(self) -> float | None:
-        """Return for how long the oldest row of the outbox has been due; what a rate holds back is no fault."""
+    def _outbox_ages(self) -> tuple[float | None, float | None]:
+        """Return for how long a row has been due, and waited in vain; what a rate holds back is no fault."""
         try:
             found: Gauges = self._gauges.read()
         except StoreUnusable:
-            return None
+            return None, None
         rated = {name for name, service in self._rulebooks.connections.by_lane.items() if service.rate is not None}
-        ages = (seconds for lane, seconds in found.outbox_due_seconds.items() if lane not in rated)
-        return max(ages, default=None)
+        due = [seconds for lane, seconds in found.outbox_due_seconds.items() if lane not in rated]
+        waiting = [seconds for lane, seconds in found.outbox_ready_seconds.items() if lane not in rated]
+        stuck = None
+        if waiting and self._broker is not None:
+            confirmed_at = self._broker.relay.confirmed_at or self._started_at
+            stuck = min(max(waiting), self._clock.monotonic() - confirmed_at)
+        return max(due, default=None), stuck

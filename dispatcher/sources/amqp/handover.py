@@ -27,6 +27,8 @@ _MOST_BYTES: Final = 16 * 2**20
 _LOOK_SECONDS: Final = 0.05
 # Beyond the time that a broker may be blocked: then nothing moves any more.
 _GRACE_SECONDS: Final = 15.0
+# Whoever publishes by hand waits for a blocked broker so long, however long a worker would.
+_PATIENCE_SECONDS: Final = 60.0
 _LONGEST_ID: Final = 255
 
 
@@ -51,7 +53,7 @@ class Handover:
     def __init__(self, settings: Settings, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._exchange = settings.amqp_exchange
         self._key = settings.amqp_queue_names[0]
-        self._patience = settings.amqp_blocked_seconds + _GRACE_SECONDS
+        self._patience = min(settings.amqp_blocked_seconds, _PATIENCE_SECONDS) + _GRACE_SECONDS
         self._monotonic = monotonic
         self._woken = Event()
         # What is missing is the worker's to make: only it knows with which arguments.

@@ -82,6 +82,7 @@ def test_the_outbox_is_counted_with_what_is_due_and_for_how_long_in_each_lane(sh
 
     assert (read.outbox_ready, read.outbox_due, read.outbox_held) == (5, 3, 0)
     assert read.outbox_due_seconds == {"": 90.0, "sender:bulk": 300.0}
+    assert read.outbox_ready_seconds == {"": 95.0, "sender:bulk": 300.0, "sender:slow": 1.0}
 
 
 def test_the_age_of_the_outbox_is_that_of_the_row_written_first_held_or_not(shop):

@@ -219,6 +219,16 @@ def test_a_row_of_the_outbox_that_is_long_due_is_a_reason_where_there_is_a_broke
     assert is_ready(replace(due, consumer=None, publisher=None)).ready
 
 
+def test_an_outbox_of_which_the_broker_takes_nothing_is_a_reason_though_no_row_is_due():
+    stuck = replace(HEALTHY, outbox_stuck_seconds=health.OUTBOX_SECONDS + 1)
+
+    assert is_ready(replace(stuck, outbox_stuck_seconds=health.OUTBOX_SECONDS)).ready
+    assert the_reason(stuck) == (
+        "the broker takes nothing of the outbox: its first row waits since 2026-01-02T02:58:59Z (61 s)"
+    )
+    assert is_ready(replace(stuck, consumer=None, publisher=None)).ready
+
+
 def test_all_reasons_are_told():
     snapshot = replace(
         HEALTHY,
