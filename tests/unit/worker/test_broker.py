@@ -219,7 +219,7 @@ OBSTACLES = {
 
 @pytest.mark.parametrize("obstacle", OBSTACLES.values(), ids=OBSTACLES)
 def test_drain_waits_a_while_for_a_broker_that_does_not_serve_and_then_says_why(made, workshop, obstacle):
-    broker = made()
+    broker = made(amqp_queues="vumi.event,more")
     broker.publisher.window = 0
     published(workshop, "one")
     obstacle(broker)
@@ -237,6 +237,12 @@ def test_drain_waits_a_while_for_a_broker_that_does_not_serve_and_then_says_why(
 def test_drain_needs_no_way_out_when_nothing_is_to_go_out(made, workshop, named):
     broker = made()
     OBSTACLES[named](broker)
+    assert drains(broker, workshop)
+
+
+def test_drain_does_not_wait_for_a_transport_that_has_never_run(made, workshop):
+    broker = made()
+    broker.consumer.status.queues = (QueueNow(), QueueNow("sms.event", consuming=False, reason="404 no queue"))
     assert drains(broker, workshop)
 
 
