@@ -16,7 +16,7 @@ from dispatcher.engine.retries import next_attempt_at
 from dispatcher.engine.unit import Layer, Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import uuid7
-from dispatcher.events.limits import Limits, Refusal, plain_json
+from dispatcher.events.limits import Limits, Refusal, plain_json, quickly_plain
 from dispatcher.plugins.outcomes import Done, Failed, Outcome, RetryLater, Unknown
 from dispatcher.rules.plan import Chain, Step
 
@@ -181,13 +181,20 @@ class Transitions:
         """Return a result as plain JSON and as text. Raises ValueError or Refusal where it breaks the limits."""
         if result is None:
             return {}, None
-        text = self._text(result.model_dump(mode="json") if isinstance(result, BaseModel) else result)
-        # Later steps see what the journal holds, now as after a restart.
-        members: dict[str, Any] = _from_json(text)
-        return members, text
+        value = result.model_dump(mode="json") if isinstance(result, BaseModel) else result
+        plain = quickly_plain(value, self._limits)
+        if plain is None:
+            text = self._carefully(value)
+            # Later steps see what the journal holds, now as after a restart.
+            plain = _from_json(text), text
+        return plain
 
     def _text(self, value: Mapping[str, Any]) -> str:
         """Return JSON as text. Raises ValueError or Refusal where it breaks the limits of events."""
+        plain = quickly_plain(value, self._limits)
+        return self._carefully(value) if plain is None else plain[1]
+
+    def _carefully(self, value: Mapping[str, Any]) -> str:
         text = None
         if type(value) is dict:
             try:

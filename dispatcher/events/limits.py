@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal, get_args
 
+from pydantic_core import to_json
+
 from dispatcher.events.event import JsonObject, JsonValue
 
 RefusalCode = Literal[
@@ -47,6 +49,7 @@ _DEEPEST_SETTING = 200
 _OTHER_ENCODING = re.compile(rb"\xef\xbb\xbf|\0|.\0", re.DOTALL)
 # A NUL or half a surrogate pair gets into well-formed JSON in UTF-8 only by an escape that looks like this.
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+_ATOMS = frozenset((str, bool, type(None)))
 _BAD_CHARACTER = re.compile("[\0\ud800-\udfff]")
 _STRING = re.compile(rb'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -107,6 +110,20 @@ def plain_json(value: Any, limits: Limits) -> JsonValue:
     Raises Refusal with the codes of bodies, and `wrong_type` for what JSON cannot hold.
     """
     return _copy(value, None, limits.depth)
+
+
+def quickly_plain(value: Any, limits: Limits) -> tuple[JsonObject, str] | None:
+    """Return a copy and the text of what is plain JSON at a glance; None leaves it to `plain_json` to judge."""
+    if type(value) is not dict:
+        return None
+    try:
+        copy = _quick_copy(value, limits.depth)
+        text = to_json(copy).decode()
+    except (_OddError, ValueError):  # the latter for half a surrogate pair, which UTF-8 cannot write
+        return None
+    if len(text) > limits.body_bytes or ("\\" in text and "\\u0000" in text):
+        return None
+    return copy, text
 
 
 def canonical_json(value: JsonValue) -> str:
@@ -257,6 +274,29 @@ def _settle(node: Any, place: _Place, findings: dict[RefusalCode, str]) -> JsonV
         findings.setdefault("bad_number", f"{_path(place)}: {node.why}")
         return None
     return node
+
+
+def _quick_copy(value: JsonObject, levels: int) -> JsonObject:
+    """Copy an object of texts, whole numbers, lists of texts and such objects; what is in a text is not looked at.
+
+    Fractions are left to the other way: not all writers of JSON write them alike.
+    """
+    if levels == 0:
+        raise _OddError
+    copy: JsonObject = {}
+    for key, child in value.items():
+        kind = type(child)
+        if type(key) is not str:
+            raise _OddError
+        if kind in _ATOMS or (kind is int and _SMALLEST_INTEGER <= child <= _LARGEST_INTEGER):
+            copy[key] = child
+        elif kind is dict:
+            copy[key] = _quick_copy(child, levels - 1)
+        elif kind is list and levels > 1 and _ATOMS.issuperset(map(type, child)):
+            copy[key] = child.copy()
+        else:
+            raise _OddError
+    return copy
 
 
 def _copy(value: Any, place: _Place, levels: int) -> JsonValue:

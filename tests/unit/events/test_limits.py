@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from dispatcher.events import limits
 from dispatcher.events.event import ReadOnlyObject
-from dispatcher.events.limits import REFUSAL_CODES, Limits, Refusal, canonical_json, plain_json, read_json
+from dispatcher.events.limits import (
+    REFUSAL_CODES,
+    Limits,
+    Refusal,
+    canonical_json,
+    plain_json,
+    quickly_plain,
+    read_json,
+)
 
 LIMITS = Limits()
 # A grinning face as JSON may escape it, the two halves of its surrogate pair.
@@ -283,6 +291,24 @@ def test_plain_copy_equals_its_original(value):
     assert repr(copy) == repr(value)
 
 
+@given(json_values)
+def test_what_is_plain_at_a_glance_reads_and_is_written_as_the_careful_way_has_it(value):
+    plain = quickly_plain({"value": value}, LIMITS)
+    if plain is not None:
+        copy = plain_json({"value": value}, LIMITS)
+        assert repr(plain[0]) == repr(copy)
+        assert plain[1] == json.dumps(copy, ensure_ascii=False, separators=(",", ":"))
+
+
+def test_what_a_handler_usually_returns_is_plain_at_a_glance():
+    result = {"msisdn": "+27821234567", "name": "Zoë", "surname": None, "groups": ["a"], "extra": {"n": 1}, "new": True}
+    plain = quickly_plain(result, LIMITS)
+    assert plain is not None
+    assert plain[0] == result
+    assert plain[0]["groups"] is not result["groups"]
+    assert plain[0]["extra"] is not result["extra"]
+
+
 def test_plain_copy_shares_nothing_with_its_original():
     original = {"a": [1, {"b": 2}]}
     copy = plain_json(ReadOnlyObject(original), LIMITS)
@@ -318,6 +344,8 @@ def test_what_json_cannot_hold_is_refused_from_handlers_too(value, code):
     with pytest.raises(Refusal) as refused:
         plain_json(value, LIMITS)
     assert refused.value.code == code
+    assert quickly_plain(value, LIMITS) is None
+    assert quickly_plain({"value": value}, LIMITS) is None
 
 
 @given(json_values)
