@@ -203,7 +203,7 @@ def test_right_to_read_that_is_taken_away_stops_consuming_until_it_is_back(dista
     proxy.reset()
     wait_until(lambda: worker.said("queue.lost", queue=EVENTS_QUEUE))
     attempts = proxy.connections
-    brokers.hold(3, lambda: not site.consuming)
+    brokers.hold(2, lambda: not site.consuming)
     assert proxy.connections - attempts <= 1
     assert len(worker.said("queue.lost", queue=EVENTS_QUEUE)) == 1
     site.vhost.set_permissions()
@@ -251,8 +251,8 @@ def test_worker_that_is_shut_out_tries_calmly_until_it_is_let_in(distant, proxy,
     proxy.reset()
     wait_until(lambda: worker.said("amqp.disconnected", connection="consumer"))
     attempts = proxy.connections
-    brokers.hold(3, lambda: not site.consuming)
-    assert proxy.connections - attempts <= 3 * ATTEMPTS_PER_SECOND
+    brokers.hold(2, lambda: not site.consuming)
+    assert proxy.connections - attempts <= 2 * ATTEMPTS_PER_SECOND
     assert len(worker.said("amqp.disconnected", connection="consumer")) <= brokers.REASONS_PER_FAULT
     if what == "password":
         site.vhost.change_password(site.vhost.password)
