@@ -49,6 +49,7 @@ class Batches:
         self.relay: Relay | None = None
         # Up to where the broker has the acks of each epoch, as far as that is not on record yet.
         self.acked: dict[str, int] = {}
+        self._published_last = False
 
     @property
     def room(self) -> int:
@@ -80,7 +81,10 @@ class Batches:
         returns = self._calls.returns(room)
         if returns:
             failpoints.reach("call.after_return")
-        publishing = self._inbox.next_publish() if intake else None
+        # Who publishes through the socket and what the broker delivers take turns.
+        broker_waits = self.consumer is not None and self._published_last and self.consumer.has_deliveries
+        publishing = self._inbox.next_publish() if intake and not broker_waits else None
+        self._published_last = publishing is not None
         told = self.relay is not None and self.relay.wants_turn()
         if publishing is None and not returns and not told and not (intake or due):
             return False
@@ -93,9 +97,13 @@ class Batches:
             if publishing is not None:
                 publishing.fail(error)
             elif self.consumer is not None:
-                self.consumer.put_back(taken.deliveries)
+                # Halves of a refused batch may have been committed before the store failed: those are done.
+                done = len(taken.receipts)
+                if done:
+                    self.consumer.ack(taken.deliveries[:done])
+                self.consumer.put_back(taken.deliveries[done:])
             raise
-        if not worked:
+        if not worked and publishing is None:
             return False
         if publishing is not None:
             publishing.reply(taken.receipts)
@@ -117,7 +125,7 @@ class Batches:
             with self._store.transaction() as transaction:
                 self._run(transaction, work)
         except RowsRefused as refused:
-            self._seek_culprit(work, refused)
+            self._seek_culprit(work, refused, [])
 
     def _take(self, room: int, taken: Taken, returns: Sequence[CallReturn], *, intake: bool, due: bool) -> bool:
         """Run one batch over what was handed in, what the sources bring and what the store has; False for nothing."""
@@ -144,7 +152,7 @@ class Batches:
         except RowsRefused as refused:
             if self.relay is not None:
                 self.relay.rolled_back()
-            taken.receipts = self._seek_culprit(work, refused)
+            self._seek_culprit(work, refused, taken.receipts)
             return True
         except BaseException:
             if self.relay is not None:
@@ -221,21 +229,23 @@ class Batches:
 
     # A batch that the store refuses: halve, repeat, down to the culprit.
 
-    def _seek_culprit(self, work: Work, refused: RowsRefused) -> list[Receipt]:
+    def _seek_culprit(self, work: Work, refused: RowsRefused, receipts: list[Receipt]) -> None:
         log.error("batch.refused", size=work.size, error=str(refused))
-        return self._halve(work)
+        self._halve(work, receipts)
 
-    def _halve(self, work: Work) -> list[Receipt]:
+    def _halve(self, work: Work, receipts: list[Receipt]) -> None:
+        """Commit what can be; `receipts` grows with each commit, so that it tells how far that went."""
         if work.size == 1:
-            return self._park(work)
-        receipts: list[Receipt] = []
+            receipts += self._park(work)
+            return
         for half in work.halves():
             try:
                 with self._store.transaction() as transaction:
-                    receipts += self._run(transaction, half)
+                    told = self._run(transaction, half)
             except RowsRefused:
-                receipts += self._halve(half)
-        return receipts
+                self._halve(half, receipts)
+            else:
+                receipts += told
 
     def _park(self, work: Work) -> list[Receipt]:
         """Make a dead letter of the one thing whose rows the store refuses."""

@@ -113,11 +113,10 @@ class _Consuming:
             order.subscription.ack(order.epoch, order.upto, order.singly, order.settled, order.count)
 
     def ask_depth(self, asked_at: float) -> None:
-        """Sum up how much is ready. With a queue that is not consumed, or not there any more, there is no sum."""
-        if not all(subscription.consuming for subscription in self.subscriptions):
-            return
+        """Sum up how much is ready in the queues that are consumed; there is no sum when one of them ends meanwhile."""
+        asked = [subscription for subscription in self.subscriptions if subscription.consuming]
         told: list[int] = []
-        expected, ended_before = len(self.subscriptions), self.exchange.epochs_ended
+        expected, ended_before = len(asked), self.exchange.epochs_ended
 
         def tell(ready: int) -> None:
             told.append(ready)
@@ -125,7 +124,7 @@ class _Consuming:
                 self.exchange.depth = (asked_at, sum(told))
                 self.exchange.wake()
 
-        for subscription in self.subscriptions:
+        for subscription in asked:
             subscription.ask_depth(tell)
 
 
@@ -164,6 +163,11 @@ class Consumer:
     def stop(self, patience_seconds: float) -> None:
         """Close the channels, which flushes the acks given so far, then the connection; break both off in the end."""
         self._link.stop(patience_seconds)
+
+    @property
+    def has_deliveries(self) -> bool:
+        """Whether something came that was not taken."""
+        return bool(self._exchange.buffer)
 
     def take(self, limit: int) -> list[Delivery]:
         """Return what came, oldest first, at most `limit`; what belongs to a channel that ended is left out."""

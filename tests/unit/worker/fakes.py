@@ -64,6 +64,10 @@ class FakeConsumer:
         self.acked = []
         self.processed = deque()
 
+    @property
+    def has_deliveries(self):
+        return bool(self.buffer)
+
     def take(self, limit):
         return [self.buffer.popleft() for _ in range(min(limit, len(self.buffer)))]
 

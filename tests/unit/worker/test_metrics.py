@@ -25,6 +25,7 @@ GAUGES = Gauges(
     outbox_ready=5,
     outbox_held=1,
     outbox_due=2,
+    outbox_ready_seconds={},
     outbox_due_seconds={"": 6.0, "sender:bulk": 60.0},
     oldest_outbox_seconds=700.0,
     runs_due=8,
