@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from dispatcher.sources.amqp.consumer import Consumer
     from dispatcher.worker.relay import Relay
 
-# A batch is to stay below its time budget by its size; this is how fast the estimate follows what is measured.
+# A batch is to stay below its time budget by its size; this is how fast the estimate follows what is measured, and how
+# much of the budget is planned with: what does not fit after all is written as due, and read again at once.
 _SMOOTHING = 0.2
+_PLANNED = 0.8
 
 
 class Batches:
@@ -57,7 +59,7 @@ class Batches:
         budget = self._engine.budget
         if not self._seconds_each:
             return budget.events
-        return max(8, min(budget.events, int(budget.seconds / self._seconds_each)))
+        return max(8, min(budget.events, int(_PLANNED * budget.seconds / self._seconds_each)))
 
     @property
     def queued(self) -> dict[str, int]:
@@ -200,6 +202,7 @@ class Batches:
             if work.abandoned:
                 batch.recover(work.abandoned)
             batch.advance()
+            advanced = self._clock.monotonic()
             if self.relay is not None and batch.overlay.changes.outbox:
                 self.relay.claim(batch.overlay.changes.outbox)
             transaction.flush(batch.overlay.changes)
@@ -211,9 +214,8 @@ class Batches:
             raise
         transaction.flushed(batch.overlay.changes)
         self._after_commit(batch, work)
-        took = self._clock.monotonic() - began
-        self.totals.committed(work.size, took)
-        each = took / max(1, batch.counts.events + len(work.due) + len(work.returns))
+        self.totals.committed(work.size, self._clock.monotonic() - began)
+        each = (advanced - began) / max(1, batch.counts.events + len(work.due) + len(work.returns))
         self._seconds_each += _SMOOTHING * (each - self._seconds_each) if self._seconds_each else each
         return receipts
 
