@@ -26,6 +26,5 @@ class SystemClock:
         """Return the wall-clock time, aware, in UTC."""
         return datetime.now(UTC)
 
-    def monotonic(self) -> float:
-        """Return seconds on the machine's monotonic clock."""
-        return time.monotonic()
+    # Seconds on the machine's monotonic clock; the function itself, as a batch asks for it a thousand times.
+    monotonic = staticmethod(time.monotonic)

@@ -77,10 +77,12 @@ def explained(error: ValidationError) -> str:
 def guarded(call: Callable[[], Any], handler: Handler, event_type: str) -> Outcome | Awaitable[Any]:
     """Run a handler's method: what escapes becomes an outcome. An awaitable is handed back as it is."""
     returned = contained(call)
-    if isinstance(returned, Escaped):
-        return outcome_of_error(returned.error, handler)
-    if inspect.isawaitable(returned):
-        return returned
+    # Nearly always it is a Done: asking anything else whether it can be awaited is dear.
+    if type(returned) is not Done:
+        if isinstance(returned, Escaped):
+            return outcome_of_error(returned.error, handler)
+        if inspect.isawaitable(returned):
+            return returned
     return checked(returned, handler, event_type)
 
 
@@ -144,22 +146,25 @@ def _mistake_in(returned: Any) -> str | None:
 
 
 def _all_are(kind: type, items: Any) -> bool:
-    return isinstance(items, Sequence) and all(isinstance(item, kind) for item in items)
+    # A tuple or a list is known at a glance; whether anything else is a sequence is a dear question.
+    if type(items) is not tuple and type(items) is not list and not isinstance(items, Sequence):
+        return False
+    return all(isinstance(item, kind) for item in items)
 
 
 def _can_be_published(publish: Publish) -> bool:
     return (
         isinstance(publish.exchange, str)
         and isinstance(publish.routing_key, str)
-        and isinstance(publish.message_id, str | None)
-        and isinstance(publish.body, Mapping)
+        and (publish.message_id is None or isinstance(publish.message_id, str))
+        and (type(publish.body) is dict or isinstance(publish.body, Mapping))
     )
 
 
 def _mistake_in_names(publish: Publish) -> str | None:
     """Say what AMQP cannot carry. A broker ends the connection over it, with all that is in flight."""
-    for name in ("exchange", "routing_key", "message_id"):
-        text = getattr(publish, name) or ""
+    names = {"exchange": publish.exchange, "routing_key": publish.routing_key, "message_id": publish.message_id or ""}
+    for name, text in names.items():
         if len(text) > LONGEST_NAME or not text.isascii():
             try:
                 if (size := len(text.encode())) > LONGEST_NAME:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dispatcher.engine.attempt import Attempt, bind, concluded, guarded, prepared, scope_of
 from dispatcher.engine.counts import Counts
@@ -86,16 +86,13 @@ class Batch:
     def admit(self, deliveries: Iterable[Delivery]) -> list[Receipt]:
         """Take deliveries; what is new is advanced with this batch."""
         deliveries = list(deliveries)
-        reports = {at for at, delivery in enumerate(deliveries) if delivery.kind == "transport_event"}
-        admitted = iter(
-            self.engine.intake.admit(
-                [delivery for at, delivery in enumerate(deliveries) if at not in reports] if reports else deliveries,
-                self.overlay,
-            )
-        )
-        receipts = [
-            self._reports.admit(delivery) if at in reports else next(admitted) for at, delivery in enumerate(deliveries)
-        ]
+        events = [delivery for delivery in deliveries if delivery.kind == "event"]
+        receipts = self.engine.intake.admit(events, self.overlay)
+        if len(events) < len(deliveries):
+            admitted = iter(receipts)
+            receipts = [
+                next(admitted) if delivery.kind == "event" else self._reports.admit(delivery) for delivery in deliveries
+            ]
         self.counts.received(deliveries, receipts)
         # What the broker hands out again may have taken a worker down: it is stored first, and advanced by name.
         self._go_on_with(
@@ -300,13 +297,7 @@ class Batch:
         began = self.engine.clock.monotonic()
         outcome = guarded(lambda: handler.run(event, context), handler, event.event_type)
         self.counts.observe(step.handler_name, self.engine.clock.monotonic() - began)
-        if isinstance(outcome, Unknown):
-            outcome = Failed(f"only calls may end unknown: {outcome.reason}")
-        elif inspect.isawaitable(outcome):
-            if inspect.iscoroutine(outcome):
-                outcome.close()
-            outcome = Failed(f"{type(handler).__name__}.run is a coroutine, which only CALL handlers may be")
-        self._settle(run, step, outcome, layer)
+        self._settle(run, step, outcome if isinstance(outcome, Done) else _within(outcome, handler), layer)
 
     def _call(self, attempt: Attempt, layer: Layer, context: StepContext) -> None:
         run, step = attempt.run, attempt.step
@@ -382,3 +373,14 @@ class Batch:
         if account not in self._regions:
             self._regions[account] = self.engine.plan.region(account)
         return self._regions[account]
+
+
+def _within(outcome: Outcome | Awaitable[Any], handler: Handler) -> Outcome:
+    """Return the outcome of a handler that runs within the batch, where some may not be."""
+    if isinstance(outcome, Unknown):
+        return Failed(f"only calls may end unknown: {outcome.reason}")
+    if isinstance(outcome, RetryLater | Failed):
+        return outcome
+    if inspect.iscoroutine(outcome):
+        outcome.close()
+    return Failed(f"{type(handler).__name__}.run is a coroutine, which only CALL handlers may be")

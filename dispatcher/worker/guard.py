@@ -64,7 +64,7 @@ class CrashGuard:
     def enter(self, event_seq: int, what: str) -> None:
         """A handler is about to run for this event, in the batch."""
         now = self._clock.monotonic()
-        if self.current is not None:
+        if self.current is not None and now - self.current[2] > self._warn_after:
             self._report(now)
         _SLOT.pack_into(self._map, 0, event_seq)
         self.current = (event_seq, what, now)
