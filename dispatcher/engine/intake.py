@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Literal
 
+from pydantic_core import to_json
+
 from dispatcher.engine.records import Changes, StoredEvent, as_text
 from dispatcher.engine.unit import Overlay
 from dispatcher.events.event import Event
@@ -188,7 +190,7 @@ def add_event(event: Event, overlay: Overlay, *, body_hash: bytes, weak: bool = 
         event.conversation_key,
         event.conversation_type,
         event.event_type,
-        _to_json(event.data),
+        to_json(event.data).decode(),  # within the limits of events, which is what a quick encoder asks for
         now_text if event.timestamp is overlay.now else as_text(event.timestamp),
         now_text,
         day,

@@ -49,6 +49,7 @@ _DEEPEST_SETTING = 200
 _OTHER_ENCODING = re.compile(rb"\xef\xbb\xbf|\0|.\0", re.DOTALL)
 # A NUL or half a surrogate pair gets into well-formed JSON in UTF-8 only by an escape that looks like this.
 _SUSPECT_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+_BLANKS = " \t\r\n"
 _ATOMS = frozenset((str, bool, type(None)))
 _BAD_CHARACTER = re.compile("[\0\ud800-\udfff]")
 _STRING = re.compile(rb'"(?:[^"\\]+|\\.)*+"?', re.DOTALL)
@@ -98,10 +99,12 @@ def read_json(body: bytes, limits: Limits) -> JsonValue:
     if body.count(b"{") + body.count(b"[") > limits.depth and _is_deeper(body, limits.depth):
         raise Refusal("too_deep", f"objects and lists are nested in more than {limits.depth} levels")
     try:
-        value = _STRICT.decode(text)
+        value, end = _STRICT.raw_decode(text)
     except (_OddError, ValueError):
         return _read_carefully(text)
-    return value if _SUSPECT_ESCAPE.search(body) is None else _read_carefully(text)
+    if (end < len(text) and text[end:].strip(_BLANKS)) or _SUSPECT_ESCAPE.search(body) is not None:
+        return _read_carefully(text)
+    return value
 
 
 def plain_json(value: Any, limits: Limits) -> JsonValue:
@@ -240,7 +243,7 @@ _CAREFUL = json.JSONDecoder(
 
 def _read_carefully(text: str) -> JsonValue:
     """Read what the strict hooks stopped at; its depth is known to be allowed."""
-    if not text.strip(" \t\r\n"):
+    if not text.strip(_BLANKS):
         raise Refusal("bad_json", "the body is blank" if text else "the body is empty")
     try:
         tree = _CAREFUL.decode(text)

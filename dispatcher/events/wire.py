@@ -249,6 +249,8 @@ def _same(one: JsonObject, other: JsonObject) -> bool:
 
 
 def _rest(fields: JsonObject, known: frozenset[str]) -> JsonObject:
+    if known.issuperset(fields):
+        return {}
     return {name: value for name, value in fields.items() if name not in known}
 
 

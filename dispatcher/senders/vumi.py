@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -102,6 +103,10 @@ class VumiSender(Sender):
         return {**given, "go": {**go, **given_go} if isinstance(given_go, Mapping) else given_go}
 
 
+@lru_cache(maxsize=16)
 def vumi_date(moment: datetime) -> str:
-    """Write an aware time as Vumi does, such as "2026-11-21 03:41:54.767900": in UTC, always with microseconds."""
+    """Write an aware time as Vumi does, such as "2026-11-21 03:41:54.767900": in UTC, always with microseconds.
+
+    Cached: all texts of a batch are of the batch's own time.
+    """
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
