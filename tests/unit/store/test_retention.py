@@ -176,7 +176,6 @@ def test_deliveries_that_a_broker_might_bring_again_are_forgotten_with_what_is_d
     assert world.rows("unacked", "tag") == [(1,)]
 
 
-
 def test_what_is_young_is_not_read_through_to_find_that_nothing_is_old(world):
     def effort():
         steps = []
