@@ -29,7 +29,7 @@ _ALL = 2**62
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delivery:
     """One hand-over by a source. `message_id` is the identity that the source's envelope carries.
 
@@ -47,7 +47,7 @@ class Delivery:
     tag: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Receipt:
     """What became of a delivery: the event stored, found to be a duplicate, or refused with a code."""
 

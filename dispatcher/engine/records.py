@@ -156,8 +156,7 @@ class OutboxRow:
     @property
     def address(self) -> tuple[str, str]:
         """The exchange and the routing key that `destination` names."""
-        exchange, _, routing_key = self.destination.removeprefix("amqp:").partition("/")
-        return unquote(exchange), routing_key
+        return _address_of(self.destination)
 
     @property
     def is_text(self) -> bool:
@@ -169,6 +168,12 @@ class OutboxRow:
 def destination_of(exchange: str, routing_key: str) -> str:
     """Name an exchange and a routing key in one text, such as `amqp:vumi/sms.outbound`."""
     return f"amqp:{quote(exchange, safe='')}/{routing_key}"
+
+
+@lru_cache(maxsize=256)
+def _address_of(destination: str) -> tuple[str, str]:
+    exchange, _, routing_key = destination.removeprefix("amqp:").partition("/")
+    return unquote(exchange), routing_key
 
 
 @dataclass(frozen=True, slots=True)

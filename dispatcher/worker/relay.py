@@ -159,8 +159,10 @@ class Relay:
 
     def claim(self, rows: Iterable[OutboxRow]) -> None:
         """Take new rows of the batch along, before they are written, where nothing stands before them."""
+        room, now = self._publisher.room - len(self._claimed), self._clock.monotonic()
         for row in rows:
-            if row.lane not in self._backlogged and self._room(row.lane) > 0:
+            if room > 0 and row.lane not in self._backlogged and self._lane(row.lane).room(now) > 0:
+                room -= 1
                 row.state = "sending"
                 self._claim(row)
             else:

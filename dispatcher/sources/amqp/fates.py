@@ -14,7 +14,7 @@ Fate = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outgoing:
     """A message for an exchange; `seq` is the caller's own name for it and comes back in `Published`."""
 
@@ -25,7 +25,7 @@ class Outgoing:
     message_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Published:
     """What became of the message `seq`; unless it was confirmed, `reason` says why in the broker's words or ours."""
 
