@@ -362,7 +362,9 @@ class Batch:
         self, run: Run, step: Step, handler: Handler, layer: Layer, connections: Connections | None = None
     ) -> StepContext:
         engine = self.engine
-        asked = engine.asked.setdefault(type(handler), set())
+        asked = engine.asked.get(type(handler))
+        if asked is None:
+            asked = engine.asked[type(handler)] = set()
         return StepContext(
             run, step, layer, connections or engine.connections, region=self._region(run),
             installation=engine.installation, asked=asked,

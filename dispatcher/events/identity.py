@@ -40,7 +40,12 @@ def uuid7(now_ms: int) -> str:
 def derived_uuid7(ms: int, *parts: str | int) -> str:
     """Return the UUIDv7 that follows from its arguments: the same ones, the same id, in every process."""
     # Kind and length before each part: ("ab", "c") and ("a", "bc"), 1 and "1" must not meet.
-    told_apart = "".join(f"{'i' if isinstance(part, int) else 's'}{len(str(part))}:{part}" for part in parts)
+    told_apart = ""
+    for part in parts:
+        if type(part) is str:
+            told_apart += f"s{len(part)}:{part}"
+        else:
+            told_apart += f"{'i' if isinstance(part, int) else 's'}{len(str(part))}:{part}"
     digest = blake2b(told_apart.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return _written(_time_bits(ms) | int.from_bytes(digest) & _RANDOM_MASK)
 
