@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -212,6 +213,12 @@ class Worker:
         """The lines of one kind."""
         return [line for line in self.lines if line["event"] == event and fields.items() <= line.items()]
 
+    @property
+    def cpu_seconds(self) -> float:
+        """The processor time that it has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def ended(self) -> int:
         """Wait for the end; the exit code."""
         wait_until(lambda: self.process.poll() is not None, "the worker to end")
@@ -349,11 +356,12 @@ class Site:
     @property
     def settled(self) -> bool:
         """Whether everything that is owed is done with, and nothing waits to go out or to be acked."""
+        # In the order in which an event goes through: what is past one question cannot turn up before it again.
         return (
-            self.count("outbox WHERE state <> 'held'") == 0
-            and self.owed <= self.terminal
+            self.depth(EVENTS_QUEUE) == (0, 0)
             and self.count("events WHERE state = 'new'") == 0
-            and self.depth(EVENTS_QUEUE) == (0, 0)
+            and self.owed <= self.terminal
+            and self.count("outbox WHERE state <> 'held'") == 0
         )
 
     def settle(self, seconds: float = 30.0) -> None:
@@ -486,6 +494,13 @@ def faults_were_told_once(worker: Worker, faults: int) -> None:
         assert len(worker.said("amqp.connected", connection=connection)) <= faults + 1
     assert len(worker.said("queue.lost")) <= 2 * REASONS_PER_FAULT * faults, worker.said("queue.lost")
     assert worker.said("amqp.faulted") == []
+
+
+def hold_calmly(worker: Worker, condition: Callable[[], object] = lambda: True) -> None:
+    """Hold a fault for two seconds; the condition must hold, and the worker wait and not try as fast as it can."""
+    before = worker.cpu_seconds
+    hold(2, condition)
+    assert worker.cpu_seconds - before < 1
 
 
 def hold(seconds: float, condition: Callable[[], object] = lambda: True) -> None:

@@ -57,7 +57,7 @@ def test_broker_that_stops_and_starts_is_consumed_again(site, rabbit):
         rabbit.stop_app()
         if part == 1:
             lines = len(worker.said("amqp.disconnected"))
-            brokers.hold(2)
+            brokers.hold_calmly(worker)
             assert len(worker.said("amqp.disconnected")) <= lines + 2 * brokers.REASONS_PER_FAULT
         rabbit.start_app()
         site.consumes_again()

@@ -121,7 +121,7 @@ def test_queue_that_is_deleted_is_waited_for_where_nothing_may_be_declared(site)
     site.consumes_again()
     site.vhost.delete_queue(EVENTS_QUEUE)
     wait_until(lambda: len(worker.said("queue.lost", queue=EVENTS_QUEUE)) >= 2)
-    brokers.hold(2, lambda: EVENTS_QUEUE not in site.vhost.queues())
+    brokers.hold_calmly(worker, lambda: EVENTS_QUEUE not in site.vhost.queues())
     assert len(worker.said("queue.lost", queue=EVENTS_QUEUE)) <= 1 + brokers.REASONS_PER_FAULT
     site.vhost.declare_queue(EVENTS_QUEUE, kind=None, exchange="vumi")
     site.consumes_again()
@@ -203,7 +203,7 @@ def test_right_to_read_that_is_taken_away_stops_consuming_until_it_is_back(dista
     proxy.reset()
     wait_until(lambda: worker.said("queue.lost", queue=EVENTS_QUEUE))
     attempts = proxy.connections
-    brokers.hold(2, lambda: not site.consuming)
+    brokers.hold_calmly(worker, lambda: not site.consuming)
     assert proxy.connections - attempts <= 1
     assert len(worker.said("queue.lost", queue=EVENTS_QUEUE)) == 1
     site.vhost.set_permissions()
@@ -251,7 +251,7 @@ def test_worker_that_is_shut_out_tries_calmly_until_it_is_let_in(distant, proxy,
     proxy.reset()
     wait_until(lambda: worker.said("amqp.disconnected", connection="consumer"))
     attempts = proxy.connections
-    brokers.hold(2, lambda: not site.consuming)
+    brokers.hold_calmly(worker, lambda: not site.consuming)
     assert proxy.connections - attempts <= 2 * ATTEMPTS_PER_SECOND
     assert len(worker.said("amqp.disconnected", connection="consumer")) <= brokers.REASONS_PER_FAULT
     if what == "password":
