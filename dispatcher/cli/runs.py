@@ -118,15 +118,36 @@ def cancel(run: RunArgument, *, as_json: JsonOption = False, store: StoreOption 
 
 @app.command()
 def resolve(
-    run: RunArgument,
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Its id, or the beginning or end of it.")] = None,
     *,
     sent: Annotated[
         bool | None, typer.Option("--sent/--not-sent", help="Whether the step had its effect.", show_default=False)
     ] = None,
+    state: Annotated[Literal["held"] | None, typer.Option("--state", help="All that are held.")] = None,
+    chain: ChainOption = None,
+    account: AccountOption = None,
+    yes: YesOption = False,
     as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
-    """Say what nobody knew: the step had its effect, and the run goes on; or had none, and it is tried again."""
+    """Say what nobody knew: the step had its effect, and the run goes on; or had none, and it is tried again.
+
+    A run is named, or `--state held` takes all that are held, of one chain or account if so said.
+    """
     if sent is None:
         raise UsageError("did the step have its effect?", hint="Say --sent or --not-sent.")
-    tell_change(administrator(store).request("runs.resolve", run=run, sent=sent), as_json=as_json)
+    if run is not None:
+        if state or chain or account:
+            raise UsageError("a run is named, or options say which runs; not both.")
+        tell_change(administrator(store).request("runs.resolve", run=run, sent=sent), as_json=as_json)
+        return
+    if not (state or chain or account):
+        raise UsageError("which run?", hint="Name one, or say which: --state held, --chain NAME, --account KEY.")
+    with reading(store) as connection:
+        from dispatcher.store.queries import list_runs  # noqa: PLC0415 - dear to import, see main
+
+        total = list_runs(connection, state="held", chain=chain, account=account, limit=1).total
+    if total > 1 and not confirmed(f"Resolve {total:,} runs as {'sent' if sent else 'not sent'}?", yes=yes):
+        raise typer.Abort
+    pages = administrator(store).every_page("runs.resolve", sent=sent, chain=chain, account=account)
+    tell_change(summed(pages, "run", "resolved"), as_json=as_json)

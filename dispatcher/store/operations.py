@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, delete, insert, or_, select, update
+from sqlalchemy import Connection, Select, insert, select, update
 
 from dispatcher.engine.records import OPEN_LANE, as_text
 from dispatcher.errors import NotPossible, UsageError
 from dispatcher.store.lookup import EventRef, find_event, find_run
-from dispatcher.store.schema import audit, dead_letters, events, messages, outbox, runs, steps
+from dispatcher.store.publishes import held_steps, settle_held, withdraw_waiting
+from dispatcher.store.schema import audit, dead_letters, events, messages, runs, steps
 
 Row = Mapping[str, Any]
 
@@ -136,8 +137,12 @@ class Operations:
         """End a run as cancelled. What a call under way brings back is dropped, though it may have acted."""
         row = self._run(find_run(self.connection, text))
         run_id = row["run_id"]
+        withdrawn = withdraw_waiting(self.connection, run_id, f"cancelled by {self._actor}")
         if row["state"] in _ENDED:
-            raise NotPossible(f"run {run_id} is {row['state']} already.")
+            if not withdrawn:
+                raise NotPossible(f"run {run_id} is {row['state']} already, and nothing of it waits to be published.")
+            self.note("runs.cancel", run_id, f"{withdrawn} withdrawn")
+            return Changed([run_id], f"run {run_id}: {counted(withdrawn, 'message')} withdrawn that waited")
         self._update_run(
             row, state="cancelled", due_at=None, lane=OPEN_LANE, finished_at=self._now, error=f"by {self._actor}"
         )
@@ -155,47 +160,44 @@ class Operations:
         """
         row = self._run(find_run(self.connection, text))
         run_id, standing = row["run_id"], self._standing(row)
-        if standing.published:
-            return self._resolve_outbox(row, standing, sent=sent)
-        if row["state"] not in _RESUMABLE or not standing.unknown:
+        if not standing.published and (row["state"] not in _RESUMABLE or not standing.unknown):
             cause = f": {row['error']}" if row["state"] == "held" else ""
             raise NotPossible(
                 f"run {run_id} is {row['state']}{cause}; no outcome of it is unknown.",
                 hint="`dispatcher dead list --reason unknown` lists what can be resolved.",
             )
-        self._refuse_erased(row["event_seq"])
+        if not standing.published:
+            self._refuse_erased(row["event_seq"])
+        told = self._resolve(row, standing, sent=sent)
+        self.note("runs.resolve", run_id, "sent" if sent else "not sent")
+        return Changed([run_id], f"run {run_id}: {told}")
+
+    def resolve_runs(self, *, sent: bool, chain: str | None, account: str | None, page: Page) -> Changed:
+        """Settle the unknown outcomes of all held runs, of one chain or account or of all, in the same way."""
+        wanted = {runs.c.state: "held", runs.c.chain: chain, runs.c.account_key: account}
+        conditions = [column == value for column, value in wanted.items() if value is not None]
+        found, next_page = self.page(select(runs).where(*conditions), runs.c.seq, page)
+        resolved, left = [], []
+        for row in found:
+            standing = self._standing(row)
+            if not standing.unknown:
+                left.append((row["run_id"], str(row["error"]).partition(":")[0]))
+            elif not standing.published and self._is_erased(row["event_seq"]):
+                left.append((row["run_id"], "erased"))
+            else:
+                self._resolve(row, standing, sent=sent)
+                resolved.append(row["run_id"])
+        target = f"state=held chain={chain or '*'} account={account or '*'}"
+        self.note("runs.resolve", target, f"{len(resolved)} runs {'sent' if sent else 'not sent'}")
+        return Changed(resolved, f"{counted(len(resolved), 'run')} resolved", left, next_page)
+
+    def _resolve(self, row: Row, standing: _Standing, *, sent: bool) -> str:
+        if standing.published:
+            return settle_held(self.connection, row, standing.published, self._now, sent=sent)
         fresh: dict[str, Any] = {"attempt": standing.last_attempt + 1, "step_started_at": None}
         self._revive(row, state="ready", resolution="sent" if sent else "not_sent", **({} if sent else fresh))
-        self.note("runs.resolve", run_id, "sent" if sent else "not sent")
-        told = "was sent: the run goes on behind it" if sent else "was not sent: it is tried again"
-        return Changed([run_id], f"run {run_id}: step {row['step']} {told}")
-
-    def _resolve_outbox(self, row: Row, standing: _Standing, *, sent: bool) -> Changed:
-        """Settle what may have been published: it was, and is dropped; or it was not, and is published again."""
-        run_id = row["run_id"]
-        held = self.rows(select(outbox).where(outbox.c.run_id == run_id, outbox.c.state == "held"))
-        seqs = outbox.c.seq.in_([entry["seq"] for entry in held])
-        if sent:
-            self.connection.execute(delete(outbox).where(seqs))
-        else:
-            again = {"state": "ready", "not_before": self._now, "error": None}
-            self.connection.execute(update(outbox).where(seqs).values(**again))
-        texts = messages.c.message_id.in_([entry["message_id"] for entry in held])
-        state = "sent" if sent else "queued"
-        self.connection.execute(
-            update(messages).where(texts, messages.c.state == "held").values(state=state, error=None)
-        )
-        if row["state"] == "held" and row["finished_at"] is not None:
-            self._update_run(row, state="done", error=None)
-        # Another step of the run may be unknown too; its letter stays.
-        table = dead_letters
-        told = (table.c.run_id == run_id, table.c.reason == "unknown", table.c.state == "open")
-        mine = or_(*(table.c.detail.startswith(f"step {step}: ", autoescape=True) for step in standing.published))
-        self.connection.execute(update(table).where(*told, mine).values(state="replayed"))
-        self.note("runs.resolve", run_id, "sent" if sent else "not sent")
-        what = ", ".join(f"step {step}" for step in standing.published)
-        outcome = "was published" if sent else "was not published: it is published again"
-        return Changed([run_id], f"run {run_id}: {what} {outcome}")
+        outcome = "was sent: the run goes on behind it" if sent else "was not sent: it is tried again"
+        return f"step {row['step']} {outcome}"
 
     # Events.
 
@@ -223,6 +225,8 @@ class Operations:
         for run in known:
             if (standing := self._standing(run)).published:
                 raise _not_known(run, standing)
+            # What has not gone out yet must not go beside what is made anew.
+            withdraw_waiting(self.connection, run["run_id"], "replayed before it went out")
         generation = row["generation"] + 1
         self._match_anew(ref, generation)
         for run in known:
@@ -293,9 +297,7 @@ class Operations:
     def _standing(self, row: Row) -> _Standing:
         here = (steps.c.run_seq == row["seq"], steps.c.position == row["position"])
         tried = self.rows(select(steps).where(*here).order_by(steps.c.attempt))
-        mine = (outbox.c.run_id == row["run_id"], outbox.c.state == "held")
-        held = self.rows(select(outbox.c.step).where(*mine).distinct().order_by(outbox.c.step))
-        published = tuple(entry["step"] for entry in held)
+        published = held_steps(self.connection, row["run_id"])
         if not tried:
             return _Standing(published=published)
         last = tried[-1]

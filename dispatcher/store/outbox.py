@@ -56,6 +56,17 @@ class SqliteOutbox:
             self.confirmed(reported)
         return {row.seq for row in reported}
 
+    def withdraw_opted_out(self, rows: Iterable[OutboxRow]) -> set[int]:
+        """Take back the texts among these to people who opted out while they waited. Return their numbers."""
+        execute, withdrawn = self._connection.execute, set()
+        for row in rows:
+            found = execute(sql.TEXT_OPTED_OUT, (row.message_id,)).fetchone() if row.is_text else None
+            if found is not None:
+                execute(sql.DELETE_OUTBOX, (row.seq,))
+                execute(sql.TEXT_OTHERWISE, ("failed", f"opted_out: {found[0]}", row.message_id))
+                withdrawn.add(row.seq)
+        return withdrawn
+
     def hold(self, row: OutboxRow, reason: str, now: datetime) -> bool:
         """Leave a row to a person: nobody knows whether it was published. Its run is held too, if it was done.
 

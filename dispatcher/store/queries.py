@@ -184,9 +184,14 @@ def show_contact(connection: Connection, text: str, account: str | None = None) 
 
 
 def show_message(connection: Connection, text: str) -> Row:
-    """Tell all of one message."""
-    table = schema.messages
-    return _all(connection, table, [table.c.message_id == find_message(connection, text)], _message)[0]
+    """Tell all of one message; `outbox` is what waits of it to be published, None where nothing does."""
+    table, outbox = schema.messages, schema.outbox
+    message_id = find_message(connection, text)
+    waiting = _all(connection, outbox, [outbox.c.message_id == message_id], _publish)
+    return {
+        **_all(connection, table, [table.c.message_id == message_id], _message)[0],
+        "outbox": waiting[0] if waiting else None,
+    }
 
 
 def _event_story(connection: Connection, ref: EventRef) -> Row:
@@ -223,7 +228,9 @@ def _run_with_steps(connection: Connection, row: Row) -> Row:
         again = bool(steps) and steps[-1]["position"] == step["position"]
         attempt = steps[-1]["attempt"] + 1 if again else 1
         steps.append({"run_id": row["run_id"], **_step(step), "attempt": attempt})
-    return {**_run(row), "steps": steps}
+    outbox = schema.outbox
+    held = [outbox.c.run_id == row["run_id"], outbox.c.state == "held"]
+    return {**_run(row), "steps": steps, "held_publishes": _all(connection, outbox, held, _publish)}
 
 
 # From rows to JSON.
@@ -256,6 +263,10 @@ def _contact(row: Row) -> Row:
 
 def _message(row: Row) -> Row:
     return _visible(row)
+
+
+def _publish(row: Row) -> Row:
+    return {name: row[name] for name in ("message_id", "step", "destination", "state", "attempt", "not_before", "at", "error")}
 
 
 def _body(body: bytes | None) -> tuple[str | None, str | None]:

@@ -176,6 +176,11 @@ HOLD_OUTBOX = "UPDATE outbox SET state = 'held', error = ? WHERE seq = ?"
 # A transport may report on a text before its confirm was recorded.
 TEXT_SENT = "UPDATE messages SET state = 'sent', error = NULL WHERE message_id = ? AND state = 'queued'"
 TEXT_OTHERWISE = "UPDATE messages SET state = ?, error = ? WHERE message_id = ? AND state = 'queued'"
+# Whom a text is for, and why that person asked for no more.
+TEXT_OPTED_OUT = (
+    "SELECT o.reason FROM messages m JOIN opt_outs o ON o.account_key = m.account_key AND o.msisdn = m.to_addr "
+    "WHERE m.message_id = ?"
+)
 TEXT_STATE = "SELECT state FROM messages WHERE message_id = ?"
 HOLD_DONE_RUN = "UPDATE runs SET state = 'held', error = ? WHERE run_id = ? AND state = 'done'"
 # What a report on a held text settles: it was published.

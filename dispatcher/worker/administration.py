@@ -1,7 +1,7 @@
 """The writing verbs, for whoever holds the store: the worker's loop between two batches, or a command without a worker.
 
     events.replay   event, account?, again?                    runs.cancel     run
-    runs.retry      run | state?, chain?, account?, page?      runs.resolve    run, sent
+    runs.retry      run | state?, chain?, account?, page?      runs.resolve    sent, run | chain?, account?, page?
     dead.replay     dead | reason?, kind?, account?, page?     dead.discard    the same, why?
     contacts.erase  contact, account?, region?                 ping
 
@@ -78,7 +78,11 @@ def _change_work(operations: Operations, asked: _Arguments) -> Changed:
         case "runs.cancel":
             return operations.cancel_run(asked.text("run"))
         case "runs.resolve":
-            return operations.resolve_run(asked.text("run"), sent=asked.truth("sent"))
+            sent = asked.truth("sent")
+            if asked.optional("run") is not None:
+                return operations.resolve_run(asked.text("run"), sent=sent)
+            chain, account = (asked.optional(name) for name in ("chain", "account"))
+            return operations.resolve_runs(sent=sent, chain=chain, account=account, page=asked.page())
         case verb:
             raise UsageError(f"there is no verb {verb!r}.", hint="Are worker and command of one version?")
 

@@ -285,7 +285,8 @@ def _consumer(snapshot: Snapshot, consumer: ConsumerView) -> Iterator[str]:
     if snapshot.draining_since is None:
         for queue in consumer.queues:
             if not queue.consuming:
-                why = queue.reason or (None if consumer.link.state == "up" else consumer.link.reason)
+                # What keeps the connection away is newer than what the queue was lost by.
+                why = queue.reason if consumer.link.state == "up" else consumer.link.reason or queue.reason
                 yield f"queue {queue.name} is not consumed{_why(why)}, {_since(snapshot, queue.since)}"
     for queue in consumer.queues:
         if _lasts(snapshot, queue.oldest_unacked_since, UNACKED_SECONDS):
@@ -308,7 +309,8 @@ def _publisher(snapshot: Snapshot, publisher: PublisherView) -> Iterator[str]:
         return
     age = snapshot.outbox_stuck_seconds
     if age is not None and age > OUTBOX_SECONDS:
-        yield f"the broker takes nothing of the outbox: its first row waits {_since(snapshot, snapshot.now - age)}"
+        since = _since(snapshot, snapshot.now - age)
+        yield f"messages wait, and the broker takes none, {since}; `dispatcher doctor` tells which and why"
 
 
 def _lasts(snapshot: Snapshot, since: float | None, seconds: float) -> bool:

@@ -19,6 +19,7 @@ from dispatcher.plugins.registry import load_registry
 from dispatcher.rules.plan import Plan, load_plan
 from dispatcher.senders.vumi import VumiSender
 from dispatcher.settings import Settings, process_environ
+from dispatcher.sources.embedded import SOURCE as EMBEDDED
 from dispatcher.store.lock import slot_path, socket_path
 from dispatcher.store.retention import Keep, Retention
 from dispatcher.store.sqlite import SqliteStore
@@ -137,6 +138,7 @@ class Worker:
             broker=self._broker,
         )  # fmt: skip
         self._said: dict[str, float] = {}
+        self._refused = 0
         self._next: dict[str, float] = {}
 
     def run(self, *, drain: bool) -> int:
@@ -230,10 +232,25 @@ class Worker:
             self._wakeup.wait(_PAUSE_AFTER_STORE_ERROR)
             return not stopping  # when it stops, the grace runs out all the same
         self._status.store_fails(None)
+        if worked:
+            self._tell_refused()
         if self._every("report", _REPORT_EVERY) and worked:
             totals = self._batches.totals
             log.info("worker.progressed", events=totals.events, unmatched=totals.unmatched, **totals.outcomes)
         return worked
+
+    def _tell_refused(self) -> None:
+        """Tell of deliveries that became dead letters, once a minute: nobody else tells whoever published them."""
+        refused = sum(
+            number
+            for (source, kind), number in self._batches.totals.deliveries.items()
+            if kind == "refused" and source != EMBEDDED
+        )
+        now = self._clock.monotonic()
+        if refused > self._refused and now >= self._said.get("deliveries.refused", 0.0):
+            self._said["deliveries.refused"] = now + _SAY_AGAIN_AFTER
+            log.warning("deliveries.refused", deliveries=refused - self._refused)
+            self._refused = refused
 
     def _forget(self) -> None:
         """Forget a chunk of what is old, once an hour as often as there is more."""

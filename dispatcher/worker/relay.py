@@ -142,8 +142,10 @@ class Relay:
                 continue
             due = transaction.outbox.due(lane, now, free)
             # One whose fate was unknown may have been reported on while it waited: it did go out.
-            reported = transaction.outbox.confirm_reported(due)
-            rows = [row for row in due if row.seq not in reported] if reported else due
+            over = transaction.outbox.confirm_reported(due)
+            # And somebody may have asked for no more texts since.
+            over |= transaction.outbox.withdraw_opted_out(row for row in due if row.seq not in over)
+            rows = [row for row in due if row.seq not in over] if over else due
             transaction.outbox.claim(rows)
             for row in rows:
                 self._claim(row)

@@ -224,7 +224,8 @@ def test_an_outbox_of_which_the_broker_takes_nothing_is_a_reason_though_no_row_i
 
     assert is_ready(replace(stuck, outbox_stuck_seconds=health.OUTBOX_SECONDS)).ready
     assert the_reason(stuck) == (
-        "the broker takes nothing of the outbox: its first row waits since 2026-01-02T02:58:59Z (61 s)"
+        "messages wait, and the broker takes none, since 2026-01-02T02:58:59Z (61 s); "
+        "`dispatcher doctor` tells which and why"
     )
     assert is_ready(replace(stuck, consumer=None, publisher=None)).ready
 
