@@ -185,7 +185,7 @@ def test_nothing_is_made_where_the_settings_forbid_it_and_the_queue_is_consumed_
     vhost, worker, log_lines
 ):
     mine = worker(amqp_declare=False, consuming=False)
-    mine.await_reason("amqp_declare is off")
+    mine.await_reason("DISPATCHER_AMQP_DECLARE is off")
     assert vhost.queues() == []
 
     vhost.declare_queue("vumi.event", kind="classic")
@@ -434,6 +434,24 @@ def test_a_queue_that_is_refused_does_not_stop_the_others(vhost, worker, log_lin
     vhost.set_permissions()
     mine.await_consuming("private", seconds=6)
     assert mine.link.reconnects == 0
+
+
+@pytest.mark.parametrize("kind", ["quorum", None])
+def test_a_queue_that_another_program_consumes_is_left_to_it_until_it_is_free(vhost, worker, kind):
+    vhost.declare_queue(EVENTS.name, kind=kind)
+    with vhost.channel() as channel:
+        channel.basic_consume(EVENTS.name, lambda *_: None)
+        second = worker(EVENTS, consuming=False)
+        second.await_reason("another program consumes this queue")
+    second.await_consuming()
+
+
+def test_of_two_that_consume_a_queue_one_at_least_leaves_it(vhost, worker):
+    first = worker(EVENTS)
+    with vhost.channel() as channel:
+        channel.basic_consume(EVENTS.name, lambda *_: None)
+        first.await_reason("another program consumes this queue")
+    first.await_consuming()
 
 
 def test_other_queues_after_a_reload_do_not_disturb_those_that_stay(vhost, worker):

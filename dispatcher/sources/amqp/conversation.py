@@ -74,6 +74,8 @@ class Conversation(Generic[T]):
             self._step = lambda opened: self._on_end(opened, result)
         except Refused as refused:
             self._over = True
+            if channel is not None and channel.is_open:  # it was the talk itself that would not go on
+                channel.close()
             self._on_loss(refused)
             return
         else:

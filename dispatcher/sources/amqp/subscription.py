@@ -23,7 +23,7 @@ from dispatcher.engine.intake import Delivery
 from dispatcher.settings import Settings
 from dispatcher.sources.amqp.conversation import Conversation, Refused, Talk
 from dispatcher.sources.amqp.link import LONGEST_PAUSE_SECONDS, Link
-from dispatcher.sources.amqp.topology import Prepared, Queue, prepare, rebind
+from dispatcher.sources.amqp.topology import Prepared, Queue, look_after, prepare
 from dispatcher.telemetry import log
 
 # A set-up that gets no answer for so long ends the connection: a channel that waits cannot even be closed.
@@ -33,6 +33,10 @@ REBIND_SECONDS: Final = 3.0
 REFUSED_REBIND_SECONDS: Final = 60.0
 _CANCELLED: Final = "the broker cancelled the consumer (the queue was deleted or moved, or an event took too long)"
 _VANISHED: Final = "the consumer was gone, and nobody had told"
+_SHARED: Final = (
+    "another program consumes this queue, and each event goes to one of the two: a store that one worker writes takes "
+    "all of them or none"
+)
 _HELD: Final = "held: this worker takes no more"
 
 
@@ -174,6 +178,8 @@ class Subscription:
     def _talk(self) -> Talk[Prepared]:
         prepared = yield from prepare(self._settings, self.queue)
         self._created = self._created or prepared.created
+        if prepared.consumers:
+            raise Refused(0, _SHARED)
         prefetch = self._settings.amqp_prefetch
         yield lambda channel, answer: channel.basic_qos(prefetch_count=prefetch, callback=answer)
         epoch = uuid4().hex
@@ -213,22 +219,26 @@ class Subscription:
         self._not_bound = not_bound
 
     def _rebind(self, now: float) -> None:
-        """Make sure of the binding now and then, on a channel for that alone: a refusal closes it."""
+        """Make sure of the binding, and of being alone, now and then: on a channel for that, as a refusal closes it."""
         connection = self._connection
         pause = REBIND_SECONDS if self._not_bound is None else REFUSED_REBIND_SECONDS
-        if connection is None or self._held or not self._settings.amqp_declare or now - self._bound_at < pause:
+        if connection is None or self._held or now - self._bound_at < pause:
             return
         self._bound_at = now
 
-        def bound(channel: Channel, not_bound: str | None) -> None:
-            self._note_binding(not_bound)
+        def looked(channel: Channel, found: Prepared) -> None:
             channel.close()
+            self._note_binding(found.not_bound)
+            if found.consumers > 1 and self.consuming:
+                self._lost(_SHARED)  # one of the two will find the queue free, and stay
 
-        Conversation(connection, rebind(self._settings, self.queue), bound, lambda _: None)
+        Conversation(connection, look_after(self._settings, self.queue), looked, lambda _: None)
 
     def _refused(self, refused: Refused) -> None:
-        if refused.code == 404 and not self._settings.amqp_declare and not self.consuming:
-            self._lost(f"the queue does not exist yet, and amqp_declare is off ({refused})")
+        if refused.code == 0:
+            self._lost(refused.text)
+        elif refused.code == 404 and not self._settings.amqp_declare and not self.consuming:
+            self._lost(f"the queue does not exist yet, and DISPATCHER_AMQP_DECLARE is off ({refused})")
         else:
             self._lost(f"the broker refused ({refused})")
 

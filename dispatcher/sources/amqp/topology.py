@@ -30,10 +30,11 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """How a queue was found: made by us or there before, and why it could not be bound, if it could not."""
+    """How a queue was found: made by us or there before, who consumes it, and why it could not be bound, if so."""
 
     created: bool
     not_bound: str | None = None
+    consumers: int = 0
 
 
 def dead_queue(name: str) -> str:
@@ -63,12 +64,10 @@ def queue_arguments(settings: Settings, name: str) -> Arguments:
 def prepare(settings: Settings, queue: Queue) -> Talk[Prepared]:
     """Make sure of a queue and its binding. Raises Refused where that is not to be, 404 for a queue to wait for."""
     try:
-        yield _declared(queue.name, passive=True)
+        return (yield from look_after(settings, queue))
     except Refused as refused:
         if refused.code != _NOT_FOUND or not settings.amqp_declare:
             raise
-    else:
-        return Prepared(created=False, not_bound=(yield from rebind(settings, queue)))
     yield from _make_exchange(settings.amqp_exchange)
     arguments = queue_arguments(settings, queue.name) if queue.kind == "event" else {}
     if "x-dead-letter-exchange" in arguments:
@@ -76,6 +75,13 @@ def prepare(settings: Settings, queue: Queue) -> Talk[Prepared]:
     yield _declared(queue.name, arguments=arguments)
     yield from _bind(queue.name, settings.amqp_exchange)
     return Prepared(created=True)
+
+
+def look_after(settings: Settings, queue: Queue) -> Talk[Prepared]:
+    """See who consumes a queue that is there, and bind it. Raises Refused where there is none, or none to be seen."""
+    found = yield _declared(queue.name, passive=True)
+    not_bound = yield from rebind(settings, queue)
+    return Prepared(created=False, not_bound=not_bound, consumers=found.method.consumer_count)
 
 
 def rebind(settings: Settings, queue: Queue) -> Talk[str | None]:
