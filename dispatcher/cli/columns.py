@@ -15,11 +15,15 @@ _TAIL_OF_UUID: Final = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}([0-9a-f]{12}
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a list: its title, what stands in it, and whether it may be cut where there is no room."""
+    """One column of a list: its title, what stands in it, and whether it may be cut where there is no room.
+
+    One that is `rare` is left out where no row has anything in it.
+    """
 
     title: str
     cell: Callable[[Row], Any]
     flexible: bool = False
+    rare: bool = False
 
 
 def short_id(text: str | None) -> str:
@@ -82,5 +86,6 @@ MESSAGES: Final = (
     Column("MESSAGE", lambda row: short_id(row["message_id"])),
     Column("TO", lambda row: row["to_addr"]),
     Column("STATE", lambda row: row["state"]),
-    Column("TEXT", lambda row: row["content"] if row["error"] is None else row["error"], flexible=True),
+    Column("TEXT", lambda row: row["content"], flexible=True),
+    Column("ERROR", lambda row: row["error"], flexible=True, rare=True),
 )

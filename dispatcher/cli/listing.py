@@ -42,6 +42,8 @@ def write_listing(listing: Listing, columns: Sequence[Column], what: str, *, as_
 
 def write_table(columns: Sequence[Column], rows: Iterable[Row], *, indent: str = "") -> None:
     """Print rows under their columns, a line each, cut to the width of the terminal, or to 80 columns in a pipe."""
+    rows = list(rows)
+    columns = [column for column in columns if not column.rare or any(column.cell(row) for row in rows)]
     cells = [[_one_line(column.cell(row)) for column in columns] for row in rows]
     widths = _widths(columns, cells, shutil.get_terminal_size((_WIDTH, 0)).columns - len(indent))
     for line in ([column.title for column in columns], *cells):

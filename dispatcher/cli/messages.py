@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 import typer
 
 from dispatcher.cli.access import moment, reading
-from dispatcher.cli.columns import MESSAGES
+from dispatcher.cli.columns import MESSAGES, Row, full_time
 from dispatcher.cli.listing import write_fields, write_listing
 from dispatcher.cli.options import AccountOption, JsonOption, LimitOption, SinceOption, StoreOption, new_app
-from dispatcher.cli.output import write_json
+from dispatcher.cli.output import write, write_json, write_wrapped
+from dispatcher.cli.refusals import meaning_of
 
 app = new_app(
     summary="List and show texts to people, sent or not.",
@@ -54,12 +55,28 @@ def show(
     as_json: JsonOption = False,
     store: StoreOption = None,
 ) -> None:
-    """Tell all of one message: its text, its parts, the gateway's id and error."""
+    """Tell all of one message: its text, its parts, the gateway's id and error, and why it waits if it does."""
     with reading(store) as connection:
         from dispatcher.store.queries import show_message  # noqa: PLC0415 - dear to import, see main
 
         found = show_message(connection, message)
     if as_json:
         write_json(found)
-    else:
-        write_fields(found)
+        return
+    write_fields(found, leave_out=("outbox",))
+    if found["outbox"] is not None:
+        write()
+        write_wrapped(_why_it_waits(found["outbox"]))
+
+
+def _why_it_waits(row: Row) -> str:
+    """Say of what is in the outbox where it goes, since when it waits, and what keeps it."""
+    since = f"since {full_time(row['at'])} UTC"
+    where = row["destination"].removeprefix("amqp:")
+    error = f": {row['error']}" if row["error"] else ""
+    if row["state"] == "held":
+        who = f"`dispatcher runs resolve {row['run_id']} --sent`, or `--not-sent`, ends the hold"
+        return f"Nobody knows whether it was published to {where} {since}{error}. {who}."
+    if not error:
+        return f"Waits {since} to be published to {where}; the worker does that when the broker takes it."
+    return f"Waits {since} to be published to {where}{error}. {meaning_of(row['destination'] + error)}"

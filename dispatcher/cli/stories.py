@@ -65,11 +65,11 @@ def _end_of(run: Row) -> Iterator[str]:
     if error and not (last and last["error"] and last["error"].partition("\n")[0] in error):
         yield error
     match run["state"]:
-        case "held" if last and last["state"] == "unknown":
-            yield (
-                "Nobody knows whether this step had its effect. Who finds out says so: "
-                f"`dispatcher runs resolve {name} --sent`, or `--not-sent`."
-            )
+        case "held" | "failed" | "cancelled" | "done" if published := run["held_publishes"]:
+            steps = ", ".join(dict.fromkeys(entry["step"] or "?" for entry in published))
+            yield f"Nobody knows whether what {steps} published went out. {_resolved_by(name)}"
+        case "held" | "failed" | "cancelled" if last and last["state"] == "unknown":
+            yield f"Nobody knows whether this step had its effect. {_resolved_by(name)}"
         case "held" | "failed" | "cancelled":
             yield f"`dispatcher runs retry {name}` resumes it."
         case "waiting" if due:
@@ -78,3 +78,7 @@ def _end_of(run: Row) -> Iterator[str]:
             yield f"Tried again at {full_time(due)}."
         case "ready" if due:
             yield f"Due since {full_time(due)}; the worker takes it up in its turn."
+
+
+def _resolved_by(run_id: str) -> str:
+    return f"Who finds out says so: `dispatcher runs resolve {run_id} --sent`, or `--not-sent`."

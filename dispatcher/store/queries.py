@@ -266,7 +266,10 @@ def _message(row: Row) -> Row:
 
 
 def _publish(row: Row) -> Row:
-    return {name: row[name] for name in ("message_id", "step", "destination", "state", "attempt", "not_before", "at", "error")}
+    return {
+        name: row[name]
+        for name in ("run_id", "message_id", "step", "destination", "state", "attempt", "not_before", "at", "error")
+    }
 
 
 def _body(body: bytes | None) -> tuple[str | None, str | None]:

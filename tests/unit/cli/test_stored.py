@@ -295,8 +295,62 @@ def test_story_tells_what_makes_a_run_go_on(drained, here):
         assert told in dispatcher("runs", "show", run_id).out
     change(here, "UPDATE runs SET state = 'held', error = 'cannot_bind: gone', due_at = NULL WHERE run_id = ?", run_id)
     assert "cannot_bind: gone" in dispatcher("runs", "show", run_id).out
+    assert "`dispatcher runs retry" in dispatcher("runs", "show", run_id).out
     change(here, "UPDATE steps SET state = 'unknown'")
-    assert "--not-sent" in dispatcher("runs", "show", run_id).out
+    for state in ("held", "cancelled"):
+        change(here, "UPDATE runs SET state = ? WHERE run_id = ?", state, run_id)
+        told = dispatcher("runs", "show", run_id).out
+        assert f"`dispatcher runs resolve {run_id} --sent`, or `--not-sent`" in " ".join(told.split())
+        assert "runs retry" not in told
+
+
+PUBLISH = (
+    "INSERT INTO outbox (destination, body, message_id, state, not_before, run_id, step, at, error)"
+    " SELECT 'amqp:vumi/sms.outbound', '{}', message_id, ?, at, run_id, 'sms', '2026-11-21T00:00:00Z', ? FROM messages"
+)
+
+
+def test_run_whose_publish_nobody_knows_of_is_resolved_and_not_retried(drained, here):
+    dispatcher = drained()
+    run_id = dispatcher("runs", "list", "--state", "done", "--json").document[0]["run_id"]
+    change(here, PUBLISH, "held", "the connection was lost")
+    change(here, "UPDATE runs SET state = 'held' WHERE run_id = ?", run_id)
+    change(
+        here,
+        "INSERT INTO dead_letters (dead_id, kind, reason, event_id, run_id, at, state, detail)"
+        " VALUES ('d1', 'run', 'unknown', 'e1', ?, '2026-11-21', 'open', 'lost')",
+        run_id,
+    )
+    for words in (("runs", "show", run_id), ("events", "show", "e1"), ("dead", "show", "d1")):
+        told = " ".join(dispatcher(*words).out.split())
+        assert "Nobody knows whether what sms published went out." in told
+        assert f"`dispatcher runs resolve {run_id} --sent`, or `--not-sent`" in told
+        assert "runs retry" not in told
+
+
+def test_message_that_waits_tells_why_and_since_when(drained, here):
+    dispatcher = drained()
+    message_id = dispatcher("messages", "list", "--json").document[0]["message_id"]
+    assert dispatcher("messages", "show", message_id, "--json").document["outbox"] is None
+    change(here, PUBLISH, "ready", None)
+    told = " ".join(dispatcher("messages", "show", message_id).out.split())
+    assert "Waits since 2026-11-21 00:00:00 UTC to be published to vumi/sms.outbound; the worker" in told
+    change(here, "UPDATE outbox SET error = 'unroutable: 312 NO_ROUTE'")
+    told = " ".join(dispatcher("messages", "show", message_id).out.split())
+    assert "vumi/sms.outbound: unroutable: 312 NO_ROUTE. No queue is bound to the exchange vumi with the key" in told
+    change(here, "UPDATE outbox SET state = 'held'")
+    told = " ".join(dispatcher("messages", "show", message_id).out.split())
+    assert "Nobody knows whether it was published" in told
+    assert "--not-sent`, ends the hold" in told
+
+
+def test_error_of_a_message_has_a_column_of_its_own_where_there_is_one(drained, here):
+    dispatcher = drained()
+    assert "ERROR" not in dispatcher("messages", "list").out
+    change(here, "UPDATE messages SET error = 'no credit'")
+    title, line = dispatcher("messages", "list").out.splitlines()
+    assert title.split()[-2:] == ["TEXT", "ERROR"]
+    assert line.split()[-3:] == ["Thanks!", "no", "credit"]
 
 
 def test_story_numbers_steps_and_tells_every_attempt_with_its_reason_and_time(drained, here):
