@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dispatcher.cli.findings import Finding, Level
+from dispatcher.cli.refusals import no_right_to_read, who_was_refused
 
 if TYPE_CHECKING:
     from dispatcher.settings import Settings
     from dispatcher.sources.amqp.inspection import BrokerSeen, ExchangeSeen, QueueSeen
 
-_REMAKE = (
-    "Arguments of a queue never change: when it is empty, delete it, and `dispatcher run` makes it anew. Limits and "
-    "where dead letters go can be set by a policy instead, which is not seen from here."
-)
+_REMAKE = "Arguments of a queue never change: when it is empty, delete it, and `dispatcher run` makes it anew."
+_BY_POLICY = f"{_REMAKE} Limits and where dead letters go can be set by a policy instead, which is not seen from here."
 
 
 def broker_findings(settings: Settings, seen: BrokerSeen, *, worker_runs: bool) -> Iterator[Finding]:
@@ -31,6 +30,34 @@ def broker_findings(settings: Settings, seen: BrokerSeen, *, worker_runs: bool) 
         yield from _dead_letters(queue, dead, seen.dead_exchanges)
 
 
+def report_findings(settings: Settings, queues: Sequence[QueueSeen], *, worker_runs: bool) -> Iterator[Finding]:
+    """Tell how the queues fare in which Vumi's transports report what became of texts."""
+    for queue in queues:
+        name, consumers = queue.name, queue.consumers or 0
+        if not queue.exists:
+            level: Level = "look" if settings.amqp_declare else "wrong"
+            told = f"there is no queue {name} yet: what the transport reports goes nowhere"
+            yield Finding(level, "reports", told, _made_by(settings))
+        elif queue.ready is None:
+            yield Finding("wrong", "reports", f"{name}: {queue.unseen}", "Another connection may own it (exclusive).")
+        elif queue.unreadable:
+            yield _unreadable(settings, queue, "reports")
+        elif consumers > worker_runs:
+            others = (
+                "one of them is ours, and each gets a part of the reports"
+                if worker_runs
+                else ("no worker of this store runs, and of one that did each would get a part of the reports")
+            )
+            hint = "Give its sender `reports: false`, or the programme a transport of its own."
+            told = f"{name} has {_consumers(consumers)}: {others}"
+            yield Finding("look", "reports", f"{told}; {queue.ready:,} ready", hint)
+        elif worker_runs and not consumers:
+            told = f"{name}: the worker runs, and nobody takes reports from it; {queue.ready:,} ready"
+            yield Finding("look", "reports", told, "The worker's log says why: `queue.lost`, `rulebook.refused`.")
+        else:
+            yield Finding("ok", "reports", f"{name}: {_filled(queue)}")
+
+
 def transport_findings(queues: Sequence[QueueSeen]) -> Iterator[Finding]:
     """Tell how the queues fare from which Vumi's transports take the texts that we send."""
     for queue in queues:
@@ -40,7 +67,8 @@ def transport_findings(queues: Sequence[QueueSeen]) -> Iterator[Finding]:
             told = f"there is no queue {queue.name}: texts for it wait in the store"
             yield Finding("look", "transport", told, "Start the Vumi transport, or mend transport_name.")
         elif not queue.consumers:
-            told = f"nobody takes texts from {queue.name}: {queue.ready:,} wait there"
+            waiting = "1 waits" if queue.ready == 1 else f"{queue.ready or 0:,} wait"
+            told = f"nobody takes texts from {queue.name}: {waiting} there"
             yield Finding("look", "transport", told, "Start the Vumi transport.")
         else:
             yield Finding("ok", "transport", f"{queue.name}: {_filled(queue)}")
@@ -50,13 +78,8 @@ def _shut_out(settings: Settings, seen: BrokerSeen) -> Finding:
     told = f"{settings.amqp_url_shown}: {seen.reason or 'no connection'}"
     if seen.state == "unreachable":
         return Finding("wrong", "broker", told, "Events wait there, and what we publish waits here.")
-    # RabbitMQ has one code for what is not there and what is not allowed.
-    return Finding(
-        "wrong",
-        "broker",
-        told,
-        "The user, its password, the vhost, or its permissions there (`rabbitmqctl list_user_permissions USER`).",
-    )
+    hint = who_was_refused(settings, seen.reason or "")
+    return Finding("wrong", "broker", told, hint or "See to the user, its password, the vhost, and its rights there.")
 
 
 def _exchange(settings: Settings, exchange: ExchangeSeen) -> Iterator[Finding]:
@@ -86,21 +109,28 @@ def _queue(settings: Settings, queue: QueueSeen, *, worker_runs: bool) -> Iterat
     if queue.ready is None:
         yield Finding("wrong", "queue", f"{name}: {queue.unseen}", "Another connection may own it (exclusive).")
         return
-    if queue.unseen:
+    if queue.unreadable:
+        yield _unreadable(settings, queue, "queue")
+    elif queue.unseen:
         told = f"{name}: {_filled(queue)}; its arguments cannot be seen: {queue.unseen}"
         hint = "`rabbitmqctl list_queues name type arguments policy` shows them."
         yield Finding("look" if "403" not in queue.unseen else "ok", "queue", told, hint)
     else:
         weak = list(weaknesses(queue, queue_arguments(settings, name)))
         if weak:
-            yield Finding("look", "queue", f"{name}: {_filled(queue)}; {'; '.join(weak)}", _REMAKE)
+            yield Finding(
+                "look",
+                "queue",
+                f"{name}: {_filled(queue)}; {'; '.join(weak)}",
+                _BY_POLICY if queue.kind == "quorum" else _REMAKE,
+            )
         else:
             yield Finding("ok", "queue", f"{name}: {queue.kind}, {_filled(queue)}")
-    if worker_runs and not queue.consumers:
+    if worker_runs and not queue.consumers and not queue.unreadable:
         told = f"{name}: the worker runs, and nobody takes events from it"
         yield Finding("look", "queue", told, "The worker's log says why: `queue.lost`, `amqp.disconnected`.")
     elif queue.consumers is not None and queue.consumers > 1:
-        told = f"{name} has {queue.consumers} consumers: what another one takes never comes into this store"
+        told = f"{name} has {_consumers(queue.consumers)}: what another one takes never comes into this store"
         yield Finding("look", "queue", told, "`rabbitmqctl list_consumers` names them.")
 
 
@@ -108,8 +138,12 @@ def _dead_letters(queue: QueueSeen, dead: QueueSeen, exchanges: Sequence[Exchang
     from dispatcher.sources.amqp.topology import DEAD_EXCHANGE  # noqa: PLC0415 - see main
 
     if dead.ready:
-        told = f"{dead.name} holds {dead.ready:,} events that the broker gave up delivering"
-        hint = "Each was delivered too often without an ack. Find out why, then move them back (a shovel can)."
+        one = dead.ready == 1
+        told = f"{dead.name} holds {'1 event' if one else f'{dead.ready:,} events'} that the broker gave up delivering"
+        hint = (
+            f"{'It' if one else 'Each'} was delivered too often without an ack. Find out why, then move "
+            f"{'it' if one else 'them'} back (a shovel can)."
+        )
         yield Finding("look", "broker dead", told, hint)
     going = (queue.arguments or {}).get("x-dead-letter-exchange")
     if not going:
@@ -129,4 +163,12 @@ def _made_by(settings: Settings) -> str:
 
 
 def _filled(queue: QueueSeen) -> str:
-    return f"{queue.ready or 0:,} ready, {queue.consumers or 0} consumers"
+    return f"{queue.ready or 0:,} ready, {_consumers(queue.consumers or 0)}"
+
+
+def _consumers(count: int) -> str:
+    return "1 consumer" if count == 1 else f"{count:,} consumers"
+
+
+def _unreadable(settings: Settings, queue: QueueSeen, area: str) -> Finding:
+    return Finding("wrong", area, f"{queue.name}: {queue.unreadable}", no_right_to_read(settings, queue.name))

@@ -176,7 +176,12 @@ def _contents(found: Examination, *, has_broker: bool) -> Iterator[Finding]:
     held = found.runs.get("held", 0)
     if held:
         hint = "`dispatcher runs list --state held` names them, `dispatcher runs resolve` settles them."
-        yield Finding("look", "held runs", f"{held} wait for a person to say what became of a call", hint)
+        yield Finding(
+            "look",
+            "held runs",
+            f"{held:,} {'waits' if held == 1 else 'wait'} for a person to say what became of a call",
+            hint,
+        )
     if found.dead_letters:
         hint = (
             "`dispatcher dead list` shows them; `dispatcher dead replay` or `discard` settles them, and for those that "
@@ -184,26 +189,35 @@ def _contents(found: Examination, *, has_broker: bool) -> Iterator[Finding]:
         )
         yield Finding("look", "dead letters", listed(found.dead_letters), hint)
     if found.weak_events:
-        told = f"{found.weak_events} events came without an id, so a repetition of one cannot be told from a new one"
+        came = "1 event" if found.weak_events == 1 else f"{found.weak_events:,} events"
+        told = f"{came} came without an id, so a repetition of one cannot be told from a new one"
         yield Finding("look", "weak events", told, "Have their publisher set event_id.")
     yield from _outbox(found, has_broker=has_broker)
 
 
 def _outbox(found: Examination, *, has_broker: bool) -> Iterator[Finding]:
+    from dispatcher.cli.refusals import meaning_of  # noqa: PLC0415 - see main
+
     waiting = f"{found.outbox_ready:,} message{'' if found.outbox_ready == 1 else 's'}"
     if found.outbox_since is not None:
         waiting += f" (the oldest since {found.outbox_since:%Y-%m-%d %H:%M:%S} UTC)"
     waiting += " waits" if found.outbox_ready == 1 else " wait"
     if found.outbox_ready and has_broker:
-        hint = "The worker publishes them when the broker takes them."
+        them = "it" if found.outbox_ready == 1 else "them"
+        hint = f"The worker publishes {them} when the broker takes {them}."
         yield Finding("look", "outbox", f"{waiting} to be published", hint)
     elif found.outbox_ready:
         hint = "Name one: DISPATCHER_AMQP_URL, or --amqp."
         yield Finding("look", "outbox", f"{waiting} for a broker, and none is configured", hint)
     for reason, count in sorted(found.outbox_refused.items(), key=lambda entry: -entry[1])[:_SHOWN_PROBLEMS]:
-        yield Finding("look", "outbox", f"{count:,} not taken by the broker: {reason}", "They are tried again.")
+        yield Finding(
+            "look",
+            "outbox",
+            f"{count:,} {'is' if count == 1 else 'are'} not taken by the broker: {reason}",
+            meaning_of(reason),
+        )
     if found.outbox_held:
-        told = f"{found.outbox_held:,} may have been published or not, and held"
+        told = f"{found.outbox_held:,} may have been published or not; a person is to say"
         hint = "`dispatcher dead list --reason unknown` names their runs, `dispatcher runs resolve` settles them."
         yield Finding("look", "outbox", told, hint)
 
@@ -251,28 +265,33 @@ def _rulebook(settings: Settings, queued: Mapping[str, int]) -> tuple[Plan | Non
 
 
 def _plan(settings: Settings, plan: Plan, queued: Mapping[str, int]) -> Iterator[Finding]:
-    yield Finding("ok", "rulebook", f"{settings.rulebook}: {len(plan.chains)} chains, digest {plan.digest[:12]}")
+    chains = "1 chain" if len(plan.chains) == 1 else f"{len(plan.chains)} chains"
+    yield Finding("ok", "rulebook", f"{settings.rulebook}: {chains}, digest {plan.digest[:12]}")
     for problem in plan.warnings:
         yield Finding("look", "rulebook", str(problem))
     for disabled in plan.disabled.values():
         yield Finding("wrong", "rulebook", f"disabled: {disabled}")
     kept = [(name, count) for name, count in queued.items() if name in plan.senders and _keeps(plan.senders[name])]
     for name, count in kept:
-        told = f"{count} are queued at the sender {name!r}, which keeps them in the store and hands nothing on"
+        are = f"{count:,} {'is' if count == 1 else 'are'} queued"
+        told = f"{are} at the sender {name!r}, which keeps texts in the store and hands nothing on"
         yield Finding("look", "texts", told, "Name a gateway under `senders:` to have texts delivered.")
 
 
 def _broker(settings: Settings, document: dict[str, Any], plan: Plan | None, *, worker_runs: bool) -> Iterator[Finding]:
-    from dispatcher.cli.broker import broker_findings, transport_findings  # noqa: PLC0415 - see main
+    from dispatcher.cli.broker import broker_findings, report_findings, transport_findings  # noqa: PLC0415 - see main
     from dispatcher.senders.vumi import VumiSender  # noqa: PLC0415
     from dispatcher.sources.amqp.inspection import inspect_broker  # noqa: PLC0415
 
     senders = plan.senders.values() if plan is not None else ()
-    transports = dict.fromkeys(sender.transport_name for sender in senders if isinstance(sender, VumiSender))
-    seen = inspect_broker(settings, [f"{name}.outbound" for name in transports])
+    vumi = [sender for sender in senders if isinstance(sender, VumiSender)]
+    transports = dict.fromkeys(f"{sender.transport_name}.outbound" for sender in vumi)
+    reports = dict.fromkeys(f"{sender.transport_name}.event" for sender in vumi if sender.reports)
+    seen = inspect_broker(settings, list(transports), list(reports))
     document["broker"] = {"url": settings.amqp_url_shown, **asdict(seen)}
     yield from broker_findings(settings, seen, worker_runs=worker_runs)
     yield from transport_findings(seen.others)
+    yield from report_findings(settings, seen.reports, worker_runs=worker_runs)
 
 
 def _keeps(sender: Sender) -> bool:

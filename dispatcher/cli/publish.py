@@ -17,7 +17,7 @@ import typer
 from dispatcher.cli import exits
 from dispatcher.cli.options import AmqpOption, JsonOption, StoreOption, new_app, read_settings
 from dispatcher.cli.output import Progress, say, write_json
-from dispatcher.errors import StoreInUse, UsageError
+from dispatcher.errors import BrokerUnreachable, StoreInUse, UsageError
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -149,7 +149,14 @@ def publish(
     gc.set_threshold(_GC_THRESHOLD)
     where = "line {}" if _is_one_a_line(file) else file.replace("{", "{{").replace("}", "}}")
     if settings.amqp_url is not None:
-        _to_broker(file, settings, where, as_json=as_json)
+        try:
+            _to_broker(file, settings, where, as_json=as_json)
+        except BrokerUnreachable as error:
+            from dispatcher.cli.refusals import who_was_refused  # noqa: PLC0415 - see main
+
+            raise BrokerUnreachable(
+                error.message, hint=who_was_refused(settings, error.message) or error.hint
+            ) from error
     else:
         _to_store(file, settings, where, as_json=as_json)
 
@@ -245,6 +252,8 @@ _FATES: Final = {
 
 
 def _tell_unconfirmed(handover: Handover, settings: Settings, where: str, unsent_from: int | None) -> None:
+    from dispatcher.cli.refusals import no_right_to_write  # noqa: PLC0415 - see main
+
     lines: dict[tuple[str, str | None], list[int]] = {}
     for failure in handover.failures:
         lines.setdefault((failure.fate, failure.reason), []).append(failure.seq)
@@ -256,7 +265,9 @@ def _tell_unconfirmed(handover: Handover, settings: Settings, where: str, unsent
             say(f"error: {handover.stuck or 'the broker takes nothing'}.")
         say(f"Nothing was sent from line {unsent_from} on.")
     fates = {failure.fate for failure in handover.failures}
-    if fates & {"unroutable", "refused"}:
+    if any(failure.fate == "refused" and (failure.reason or "").startswith("403") for failure in handover.failures):
+        say(no_right_to_write(settings))
+    elif fates & {"unroutable", "refused"}:
         say(
             f"`dispatcher run --amqp` makes the exchange {settings.amqp_exchange!r} and the queue "
             f"{settings.amqp_queue_names[0]!r} where they are missing; `dispatcher doctor` says what is there."

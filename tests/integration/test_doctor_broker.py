@@ -7,6 +7,7 @@ import pytest
 from dispatcher.settings import Settings
 from dispatcher.sources.amqp.inspection import inspect_broker
 from dispatcher.sources.amqp.topology import queue_arguments
+from tests.harness.waiting import wait_until
 from tests.unit.cli.conftest import dispatcher, here
 
 __all__ = ["dispatcher", "here"]
@@ -145,7 +146,7 @@ def test_messages_that_wait_and_those_that_are_dead_are_counted(doctor, vhost):
     said = doctor()
 
     assert found(said, "queue") == [("ok", "vumi.event: quorum, 2 ready, 0 consumers")]
-    assert found(said, "broker dead")[0][1].startswith("vumi.event.dead holds 1 events")
+    assert found(said, "broker dead")[0][1].startswith("vumi.event.dead holds 1 event that")
 
 
 def test_dead_messages_that_go_nowhere_are_told(doctor, vhost):
@@ -190,6 +191,78 @@ def test_the_queues_of_transports_are_looked_at(doctor, vhost, here):
     ]
 
 
+@pytest.fixture
+def texts_by_vumi(here):
+    """A rulebook whose texts go through a Vumi transport, which reports on them."""
+    rulebook = (here / "rulebook.yaml").read_text()
+    (here / "rulebook.yaml").write_text(rulebook.replace("{type: outbox}", "{type: vumi, transport_name: sms}"))
+
+
+def test_the_queue_in_which_a_transport_reports_is_looked_at(doctor, vhost, texts_by_vumi):
+    declare_ours(vhost)
+    assert found(doctor(), "reports") == [
+        ("look", "there is no queue sms.event yet: what the transport reports goes nowhere")
+    ]
+    vhost.declare_queue("sms.event", kind=None, exchange="vumi")
+    with vhost.channel() as channel:
+        channel.basic_publish("", "sms.event", b"{}")
+    wait_until(lambda: vhost.queue_depth("sms.event") == (1, 0))
+    assert found(doctor(), "reports") == [("ok", "sms.event: 1 ready, 0 consumers")]
+
+
+def test_somebody_else_who_reads_the_reports_is_told(doctor, vhost, texts_by_vumi):
+    declare_ours(vhost)
+    vhost.declare_queue("sms.event", kind=None, exchange="vumi")
+    with vhost.channel() as channel:
+        channel.basic_consume("sms.event", lambda *_: None)
+        said = doctor()
+
+    ((level, told),) = found(said, "reports")
+    assert level == "look"
+    assert told.startswith("sms.event has 1 consumer: no worker of this store runs")
+    assert "`reports: false`" in next(each["hint"] for each in said.document["findings"] if each["area"] == "reports")
+
+
+def test_a_transport_whose_reports_nobody_wants_is_not_asked_after(doctor, vhost, here, texts_by_vumi):
+    rulebook = (here / "rulebook.yaml").read_text()
+    (here / "rulebook.yaml").write_text(rulebook.replace("name: sms}", "name: sms, reports: false}"))
+
+    assert found(doctor(), "reports") == []
+
+
+def test_queues_that_may_not_be_read_are_wrong_and_nothing_is_taken_to_find_out(doctor, vhost, texts_by_vumi):
+    declare_ours(vhost)
+    vhost.declare_queue("sms.event", kind=None, exchange="vumi")
+    with vhost.channel() as channel:
+        channel.confirm_delivery()
+        channel.basic_publish("", "vumi.event", b"{}")
+    vhost.set_permissions(read="^vumi$")
+    said = doctor()
+
+    assert said.code == 1
+    for area, queue in (("queue", "vumi.event"), ("reports", "sms.event")):
+        ((level, told),) = found(said, area)
+        assert level == "wrong"
+        assert told.startswith(f"{queue}: the broker refused (403 ACCESS_REFUSED")
+    vhost.set_permissions()
+    with vhost.channel() as channel:
+        method, _, _ = channel.basic_get("vumi.event", auto_ack=True)
+    assert not method.redelivered
+
+
+def test_looking_at_a_queue_that_may_be_read_takes_nothing_from_it(doctor, vhost):
+    declare_ours(vhost)
+    with vhost.channel() as channel:
+        channel.confirm_delivery()
+        channel.basic_publish("", "vumi.event", b"{}")
+    doctor()
+
+    with vhost.channel() as channel:
+        method, properties, _ = channel.basic_get("vumi.event", auto_ack=True)
+    assert not method.redelivered
+    assert properties.headers == {"x-delivery-count": 0}
+
+
 def test_a_refused_login_is_wrong_and_repeats_no_password(doctor, vhost):
     said = doctor(url=vhost.url.replace(vhost.password, "s3cret"))
 
@@ -197,13 +270,17 @@ def test_a_refused_login_is_wrong_and_repeats_no_password(doctor, vhost):
     assert said.document["broker"]["state"] == "refused"
     assert "refused the login" in found(said, "broker")[0][1]
     assert "s3cret" not in said.out
+    hint = next(each["hint"] for each in said.document["findings"] if each["area"] == "broker")
+    assert hint.startswith(f"The user is {vhost.user!r}, the password is that of the URL.")
 
 
 def test_a_vhost_that_is_not_there_is_wrong(doctor, vhost):
-    said = doctor(url=vhost.url.replace(f"/{vhost.name}", "/nowhere"))
+    said = doctor(url=vhost.url.removesuffix(vhost.name) + "nowhere")
 
     assert said.code == 1
     assert said.document["broker"]["state"] == "refused"
+    hint = next(each["hint"] for each in said.document["findings"] if each["area"] == "broker")
+    assert hint.startswith(f"The user {vhost.user!r} is let in, and the vhost 'nowhere' is not there")
 
 
 def test_a_broker_that_does_not_run_is_wrong(dispatcher):

@@ -140,6 +140,17 @@ def test_a_wrong_password_is_exit_code_4_and_is_not_repeated(dispatcher, vhost):
     assert said.code == 4
     assert said.err.startswith("error: the broker refused the login")
     assert "s3cret" not in said.err
+    assert f"The user is {vhost.user!r}, the password is that of the URL." in said.err
+
+
+def test_without_the_right_to_write_the_way_to_it_is_told(dispatcher, queue):
+    queue.set_permissions(write="^$")
+    said = dispatcher("publish", "--amqp", queue.url, stdin=lines(an_event()))
+
+    assert said.code == 1
+    assert "error: the broker refused line 1: 403 ACCESS_REFUSED" in said.err
+    assert f"The user {queue.user!r} has no right to write to the exchange 'vumi'" in said.err
+    assert "dispatcher run" not in said.err
 
 
 def test_a_broker_that_does_not_run_is_exit_code_4(dispatcher):

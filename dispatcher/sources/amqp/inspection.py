@@ -38,6 +38,7 @@ _PATIENCE: Final = 5
 _HEARTBEAT: Final = 2
 # Each answer tells of one argument, and a queue has no more than these few that matter.
 _MOST_ROUNDS: Final = 16
+_ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 406
 
@@ -86,7 +87,8 @@ class ExchangeSeen:
 class QueueSeen:
     """A queue as the broker has it. `arguments` is None, and so are the flags, when `unseen` says why.
 
-    `ready` counts the messages that wait, without those that a consumer has and did not ack.
+    `ready` counts the messages that wait, without those that a consumer has and did not ack. `unreadable` has the
+    broker's words where this user may not take messages from it; asked of queues that the worker reads.
     """
 
     name: str
@@ -97,6 +99,7 @@ class QueueSeen:
     auto_delete: bool | None = None
     arguments: Mapping[str, Argument] | None = None
     unseen: str | None = None
+    unreadable: str | None = None
 
     @property
     def kind(self) -> str | None:
@@ -109,8 +112,8 @@ class BrokerSeen:
     """A broker: whether it lets us in, what it is, and what it has of what we need.
 
     `refused`: it answers, but not to this user, password or vhost; `unreachable`: nobody answers, or not as a broker.
-    `reason` has its words. `dead_exchanges` are those to which the queues hand dead messages, `dead_queues` the queues
-    where ours end up.
+    `reason` has its words. `reports` are the queues in which transports report; `dead_exchanges` are those to which the
+    queues hand dead messages, `dead_queues` the queues where ours end up.
     """
 
     state: State
@@ -122,18 +125,20 @@ class BrokerSeen:
     dead_exchanges: tuple[ExchangeSeen, ...] = ()
     dead_queues: tuple[QueueSeen, ...] = ()
     others: tuple[QueueSeen, ...] = ()
+    reports: tuple[QueueSeen, ...] = ()
 
 
-def inspect_broker(settings: Settings, others: Sequence[str] = ()) -> BrokerSeen:
+def inspect_broker(settings: Settings, others: Sequence[str] = (), reports: Sequence[str] = ()) -> BrokerSeen:
     """Look at the broker of `settings.amqp_url`, which is set. A broker that fails is a result, not an error.
 
-    `others` are queues that are not ours: only whether they are there, and how full, is asked.
+    `others` are queues that are not ours: only whether they are there, and how full, is asked. `reports` are queues
+    that the worker reads beside those of the settings: it is asked too whether it may.
 
     A broker that does not answer is given up within a quarter of a minute.
     """
     try:
         with _connected(settings) as connection:
-            return _look(connection, settings, others)
+            return _look(connection, settings, others, reports)
     except (pika.exceptions.ProbableAuthenticationError, pika.exceptions.ProbableAccessDeniedError) as error:
         return BrokerSeen("refused", reason_of(error, endpoint(settings)))
     except BrokerUnreachable as error:
@@ -158,8 +163,13 @@ def _connected(settings: Settings) -> Iterator[BlockingConnection]:
             connection.close()
 
 
-def _look(connection: BlockingConnection, settings: Settings, others: Sequence[str]) -> BrokerSeen:
-    queues = tuple(_queue(connection, name, queue_arguments(settings, name)) for name in settings.amqp_queue_names)
+def _look(
+    connection: BlockingConnection, settings: Settings, others: Sequence[str], reports: Sequence[str]
+) -> BrokerSeen:
+    queues = tuple(
+        _readable(connection, _queue(connection, name, queue_arguments(settings, name)))
+        for name in settings.amqp_queue_names
+    )
     going = [queue.arguments.get("x-dead-letter-exchange") for queue in queues if queue.arguments]
     exchanges = dict.fromkeys(str(name) for name in going if name)
     server = getattr(connection, "_impl").server_properties or {}  # noqa: B009 - pika shows them nowhere else
@@ -172,6 +182,7 @@ def _look(connection: BlockingConnection, settings: Settings, others: Sequence[s
         dead_exchanges=tuple(_exchange(connection, name, None) for name in exchanges),
         dead_queues=tuple(_depth(connection, dead_queue(name)) for name in settings.amqp_queue_names),
         others=tuple(_depth(connection, name) for name in others),
+        reports=tuple(_readable(connection, _depth(connection, name)) for name in reports),
     )
 
 
@@ -234,6 +245,24 @@ def _depth(connection: BlockingConnection, name: str) -> QueueSeen:
         return QueueSeen(name, exists=True, ready=told[0].message_count, consumers=told[0].consumer_count)
     absent = closed.reply_code == _NOT_FOUND and "no queue" in closed.reply_text
     return QueueSeen(name, exists=not absent, unseen=None if absent else reason_of(closed))
+
+
+def _readable(connection: BlockingConnection, seen: QueueSeen) -> QueueSeen:
+    """Find out whether this user may take messages from a queue, without taking one.
+
+    The broker looks at the right to read first and at the arguments of a consumer next (`rabbit_channel`, basic.consume
+    in 3.10 to 4.x), so one with an argument that cannot be is refused in either case, and the code tells in which.
+    """
+    if not seen.exists or seen.ready is None:
+        return seen
+
+    def consume(channel: BlockingChannel) -> None:
+        channel.basic_qos(prefetch_count=1)
+        channel.basic_consume(seen.name, lambda *_: None, arguments={"x-priority": "none"})
+
+    closed = _asked(connection, consume)
+    refused = closed is not None and closed.reply_code == _ACCESS_REFUSED
+    return replace(seen, unreadable=reason_of(closed)) if closed is not None and refused else seen
 
 
 def _asked(
@@ -306,7 +335,10 @@ def weaknesses(queue: QueueSeen, wanted: Mapping[str, Argument]) -> Iterator[str
         return
     limits = queue.arguments
     if queue.kind == "classic" and wanted.get("x-queue-type") == "quorum":
-        yield "it is classic: one node has its messages, and nobody counts how often one is delivered"
+        yield (
+            "it is classic: one node has its messages, and nobody counts how often one is delivered, whatever limit "
+            "a policy sets"
+        )
     elif queue.kind == "stream":
         yield "it is a stream: what is read from it stays in it, and is read again after each start"
     if not queue.durable:

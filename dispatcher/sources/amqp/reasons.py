@@ -71,7 +71,7 @@ def _said_by_broker(error: BaseException) -> str | None:
 def _known(error: BaseException, endpoint: str) -> str | None:
     match error:
         case DispatcherError():
-            return str(error)
+            return str(error).removesuffix(".")
         case exceptions.AMQPHeartbeatTimeout():
             return f"no answer from {endpoint} within the heartbeat"
         case exceptions.ConnectionBlockedTimeout():

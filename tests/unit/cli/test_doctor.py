@@ -84,9 +84,11 @@ def test_what_the_broker_does_not_take_and_what_is_held_is_told(dispatcher, wait
     document = dispatcher("doctor", "--json").document
     told = [found["message"] for found in document["findings"] if found["area"] == "outbox"]
     assert told[1:] == [
-        "1 not taken by the broker: amqp:vumi/sms.outbound: unroutable: 312 NO_ROUTE",
-        "1 may have been published or not, and held",
+        "1 is not taken by the broker: amqp:vumi/sms.outbound: unroutable: 312 NO_ROUTE",
+        "1 may have been published or not; a person is to say",
     ]
+    hint = next(found["hint"] for found in document["findings"] if "not taken" in found["message"])
+    assert hint.startswith("No queue is bound to the exchange vumi with the key sms.outbound: the Vumi transport")
     assert document["counts"]["outbox_held"] == 1
     assert document["counts"]["outbox_refused"] == {"amqp:vumi/sms.outbound: unroutable: 312 NO_ROUTE": 1}
 

@@ -59,7 +59,7 @@ def closed(code: int, text: str) -> exceptions.ConnectionClosedByBroker:
             f"the connection to {HERE} was lost (StreamLostError: Stream connection lost: KeyError('x'))",
         ),
         (exceptions.ChannelClosedByBroker(404, "NOT_FOUND - x"), "the broker refused (404 NOT_FOUND - x)"),
-        (BrokerUnreachable("the password file x cannot be read."), "the password file x cannot be read."),
+        (BrokerUnreachable("the password file x cannot be read."), "the password file x cannot be read"),
         (RuntimeError(), "RuntimeError"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
