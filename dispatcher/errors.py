@@ -41,7 +41,8 @@ class Problem:
 
     def __str__(self) -> str:
         """Render as `file:line:column: code: message`, with the suggestion behind it."""
-        hint = f" Did you mean {self.suggestion!r}?" if self.suggestion else ""
+        stop = "" if self.message.endswith((".", "?", "!", "…")) else "."
+        hint = f"{stop} Did you mean {self.suggestion!r}?" if self.suggestion else ""
         return f"{self.file}:{self.line}:{self.column}: {self.code}: {self.message}{hint}"
 
 
@@ -77,8 +78,8 @@ class RulebookRefused(CannotStart):
         self.problems = tuple(problems)
         errors = sum(problem.severity == "error" for problem in self.problems)
         super().__init__(
-            f"the rulebook has {errors} error{'s' if errors != 1 else ''}",
-            hint="`dispatcher check` lists them.",
+            f"the rulebook has {errors} error{'s' if errors != 1 else ''}.",
+            hint=f"`dispatcher check` tells {'them' if errors != 1 else 'it'}.",
         )
 
 

@@ -71,6 +71,8 @@ def _check_amqp_url(url: str) -> str:
         raise ValueError("it names no host; write amqp://USER:PASSWORD@HOST/VHOST")
     if parts.query or parts.fragment or "?" in url or "#" in url:
         raise ValueError(f"a broker's URL takes no options, they are settings of their own (AMQP_...); {encoded}")
+    if re.fullmatch(r"/[^/@]*/", parts.path) and parts.netloc.count("@") <= 1:
+        raise ValueError("a vhost ends without a slash: drop the last one, or write %2F where it belongs to the vhost")
     if parts.netloc.count("@") > 1 or re.search(r"[/@]", parts.path[1:]) or re.search(r"[\x00-\x20\x7f]", url):
         raise ValueError(f"it cannot be read without doubt; {encoded}")
     if re.search(r"%(?![0-9A-Fa-f]{2})", url):
@@ -265,7 +267,8 @@ def load_settings(environ: Mapping[str, str] | None = None, **flags: object) -> 
         else:
             messages.append(_unknown_variable(variable))
     for name, value in flags.items():
-        if value is not None:
+        # A script says `--http "$HTTP"`, whether there is one or not.
+        if value is not None and (name, value) != ("http", ""):
             given[name], origin[name] = value, f"--{name.removesuffix('_url').replace('_', '-')}"
 
     try:

@@ -20,6 +20,9 @@ from dispatcher.rules.sections import ConnectionEntry, Rulebook
 
 Kind = Literal["sender", "service"]
 
+# Mistakes in values of which there are but a few.
+_HOLD_NO_SECRETS = frozenset(("bool_type", "bool_parsing", "literal_error"))
+
 
 @dataclass(slots=True)
 class Connections:
@@ -132,9 +135,9 @@ class _Builder:
                 continue  # one value may miss each member of a union
             told.add(place_of(where))
             name = f"`{loc[0]}`: " if loc else ""
-            # What is found may be a secret: it is named by its kind only.
+            # What is found may be a secret, and is named by its kind only: save where nobody would write one.
             code, message, suggestion = judge(detail, where, literals_at(target, loc))
-            if type(where) is Scalar and where.text:
+            if type(where) is Scalar and where.text and detail["type"] not in _HOLD_NO_SECRETS:
                 message = message.replace(described(where), "this value")
             self._note(entry, place_of(where), code, name + message, suggestion)
 

@@ -182,6 +182,18 @@ def test_any_other_url_is_refused_without_repeating_what_may_be_a_password(url, 
     assert "cret" not in message
 
 
+def test_a_slash_behind_the_vhost_is_to_be_dropped():
+    (message,) = refused({"DISPATCHER_AMQP_URL": "amqp://me:s3cret@broker/vumi/"})
+
+    assert "drop the last one" in message
+    assert "s3cret" not in message
+
+
+def test_an_empty_address_for_health_and_metrics_counts_as_not_given():
+    assert load_settings({}, http="").http is None
+    assert load_settings({"DISPATCHER_HTTP": "[::1]:80"}, http="").http == "[::1]:80"
+
+
 def test_a_refusal_by_pydantic_itself_repeats_no_input():
     with pytest.raises(ValidationError) as caught:
         Settings(amqp_url="http://me:s3cret@broker")

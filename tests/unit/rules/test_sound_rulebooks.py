@@ -191,7 +191,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(check):
     ]
     assert str(found[1]) == (
         'rulebook.yaml:13:18: unknown_handler: no handler "send_sm" is installed; '
-        "`dispatcher handlers` lists those that are Did you mean 'send_sms'?"
+        "`dispatcher handlers` lists those that are. Did you mean 'send_sms'?"
     )
 
 
