@@ -16,8 +16,11 @@ _REMAKE = "Arguments of a queue never change: when it is empty, delete it, and `
 _BY_POLICY = f"{_REMAKE} Limits and where dead letters go can be set by a policy instead, which is not seen from here."
 
 
-def broker_findings(settings: Settings, seen: BrokerSeen, *, worker_runs: bool) -> Iterator[Finding]:
-    """Tell what was seen at the broker that the settings name."""
+_SHARED = "another program reads it too, to which a worker leaves the whole queue"
+
+
+def broker_findings(settings: Settings, seen: BrokerSeen, *, worker_runs: bool | None) -> Iterator[Finding]:
+    """Tell what was seen at the broker that the settings name; `worker_runs` is None where that is not clear."""
     if seen.state != "reachable":
         yield _shut_out(settings, seen)
         return
@@ -30,7 +33,7 @@ def broker_findings(settings: Settings, seen: BrokerSeen, *, worker_runs: bool) 
         yield from _dead_letters(queue, dead, seen.dead_exchanges)
 
 
-def report_findings(settings: Settings, queues: Sequence[QueueSeen], *, worker_runs: bool) -> Iterator[Finding]:
+def report_findings(settings: Settings, queues: Sequence[QueueSeen], *, worker_runs: bool | None) -> Iterator[Finding]:
     """Tell how the queues fare in which Vumi's transports report what became of texts."""
     for queue in queues:
         name, consumers = queue.name, queue.consumers or 0
@@ -42,15 +45,9 @@ def report_findings(settings: Settings, queues: Sequence[QueueSeen], *, worker_r
             yield Finding("wrong", "reports", f"{name}: {queue.unseen}", "Another connection may own it (exclusive).")
         elif queue.unreadable:
             yield _unreadable(settings, queue, "reports")
-        elif consumers > worker_runs:
-            others = (
-                "one of them is ours, and each gets a part of the reports"
-                if worker_runs
-                else ("no worker of this store runs, and of one that did each would get a part of the reports")
-            )
-            hint = "Give its sender `reports: false`, or the programme a transport of its own."
-            told = f"{name} has {_consumers(consumers)}: {others}"
-            yield Finding("look", "reports", f"{told}; {queue.ready:,} ready", hint)
+        elif _is_shared(queue, worker_runs=worker_runs):
+            hint = "Give its sender `reports: false`, or a transport of its own."
+            yield Finding("look", "reports", f"{name}: {_filled(queue)}; {_SHARED}", hint)
         elif worker_runs and not consumers:
             told = f"{name}: the worker runs, and nobody takes reports from it; {queue.ready:,} ready"
             yield Finding("look", "reports", told, "The worker's log says why: `queue.lost`, `rulebook.refused`.")
@@ -97,7 +94,7 @@ def _exchange(settings: Settings, exchange: ExchangeSeen) -> Iterator[Finding]:
         yield Finding("ok", "exchange", f"{name}: {exchange.kind}, durable")
 
 
-def _queue(settings: Settings, queue: QueueSeen, *, worker_runs: bool) -> Iterator[Finding]:
+def _queue(settings: Settings, queue: QueueSeen, *, worker_runs: bool | None) -> Iterator[Finding]:
     from dispatcher.sources.amqp.inspection import weaknesses  # noqa: PLC0415 - see main
     from dispatcher.sources.amqp.topology import queue_arguments  # noqa: PLC0415
 
@@ -129,9 +126,14 @@ def _queue(settings: Settings, queue: QueueSeen, *, worker_runs: bool) -> Iterat
     if worker_runs and not queue.consumers and not queue.unreadable:
         told = f"{name}: the worker runs, and nobody takes events from it"
         yield Finding("look", "queue", told, "The worker's log says why: `queue.lost`, `amqp.disconnected`.")
-    elif queue.consumers is not None and queue.consumers > 1:
-        told = f"{name} has {_consumers(queue.consumers)}: what another one takes never comes into this store"
-        yield Finding("look", "queue", told, "`rabbitmqctl list_consumers` names them.")
+    elif _is_shared(queue, worker_runs=worker_runs):
+        told = f"{name}: {_consumers(queue.consumers or 0)}; {_SHARED}"
+        yield Finding("look", "queue", told, "`rabbitmqctl list_consumers` names them. Stop one.")
+
+
+def _is_shared(queue: QueueSeen, *, worker_runs: bool | None) -> bool:
+    """Whether somebody reads the queue who is not the worker of this store."""
+    return (queue.consumers or 0) > (0 if worker_runs is False else 1)
 
 
 def _dead_letters(queue: QueueSeen, dead: QueueSeen, exchanges: Sequence[ExchangeSeen]) -> Iterator[Finding]:

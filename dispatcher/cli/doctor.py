@@ -63,7 +63,7 @@ def doctor(
             plan, said = _rulebook(settings, document.get("queued_texts", {}))
             findings += said
             if settings.amqp_url is not None:
-                findings += _broker(settings, document, plan, worker_runs=worker is _ALIVE)
+                findings += _broker(settings, document, plan, worker_runs=_runs(worker))
     if as_json:
         healthy = all(finding.level != "wrong" for finding in findings)
         write_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings], **document})
@@ -76,6 +76,7 @@ def doctor(
 
 
 _ALIVE: Final = Finding("ok", "worker", "runs and answers")
+_NONE_RUNS: Final = "none runs"
 _MARKS: Final = {"ok": "ok   ", "look": "look ", "wrong": "WRONG"}
 
 
@@ -101,10 +102,15 @@ def _worker(settings: Settings, *, must_run: bool) -> Finding:
             if holder is not None:
                 told = f"process {holder} holds the store and does not listen: it starts, ends, or only publishes"
                 return Finding("wrong" if must_run else "look", "worker", told)
-            return Finding("wrong" if must_run else "ok", "worker", "none runs", "`dispatcher run` starts one.")
+            return Finding("wrong" if must_run else "ok", "worker", _NONE_RUNS, "`dispatcher run` starts one.")
         except DispatcherError as error:
             return Finding("wrong", "worker", f"runs, but: {error.message}", error.hint)
     return _ALIVE
+
+
+def _runs(worker: Finding) -> bool | None:
+    """Tell whether a worker is at work on this store; None where that is not clear."""
+    return True if worker is _ALIVE else False if worker.message == _NONE_RUNS else None
 
 
 def _holder(store: Path) -> int | None:
@@ -278,7 +284,9 @@ def _plan(settings: Settings, plan: Plan, queued: Mapping[str, int]) -> Iterator
         yield Finding("look", "texts", told, "Name a gateway under `senders:` to have texts delivered.")
 
 
-def _broker(settings: Settings, document: dict[str, Any], plan: Plan | None, *, worker_runs: bool) -> Iterator[Finding]:
+def _broker(
+    settings: Settings, document: dict[str, Any], plan: Plan | None, *, worker_runs: bool | None
+) -> Iterator[Finding]:
     from dispatcher.cli.broker import broker_findings, report_findings, transport_findings  # noqa: PLC0415 - see main
     from dispatcher.senders.vumi import VumiSender  # noqa: PLC0415
     from dispatcher.sources.amqp.inspection import inspect_broker  # noqa: PLC0415
