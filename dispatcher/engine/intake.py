@@ -16,7 +16,7 @@ from dispatcher.engine.unit import Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import canonical_hash, uuid7
 from dispatcher.events.limits import Limits, Refusal
-from dispatcher.events.wire import LONGEST_KEY, Envelope, decode
+from dispatcher.events.wire import Envelope, decode
 
 # What refused deliveries are remembered under; no event has an empty account.
 _REFUSED = ""
@@ -120,11 +120,14 @@ class Intake:
         try:
             envelope = decode(delivery.body, self._limits)
         except Refusal as refusal:
+            if refusal.code == "too_large" and len(delivery.body) == 2 * self._limits.body_bytes:
+                # The source cuts what is far too large, as no memory is made for that.
+                return Refusal(refusal.code, f"{refusal.detail}; of this one the first {len(delivery.body)} are kept")
             return refusal
         if delivery.message_id:
             # The source's own envelope is the stronger identity: it is what the broker would deliver again.
-            if len(delivery.message_id) > LONGEST_KEY or "\0" in delivery.message_id:
-                return Refusal("wrong_type", f"message_id: a text of 1 to {LONGEST_KEY} characters is needed")
+            if "\0" in delivery.message_id:
+                return Refusal("wrong_type", "message_id: a text without NUL is needed")
             envelope.event_id = delivery.message_id
         return envelope
 

@@ -183,6 +183,12 @@ TEXT_OPTED_OUT = (
 )
 TEXT_STATE = "SELECT state FROM messages WHERE message_id = ?"
 HOLD_DONE_RUN = "UPDATE runs SET state = 'held', error = ? WHERE run_id = ? AND state = 'done'"
+# A run that comes to its end while a text of it is held is held too.
+HOLD_ENDING_RUN = """
+UPDATE runs SET state = 'held', error = (
+    SELECT o.step || ': unknown: ' || coalesce(o.error, '') FROM outbox o WHERE o.state = 'held' AND o.run_id = runs.run_id
+) WHERE seq = ? AND EXISTS (SELECT 1 FROM outbox o WHERE o.state = 'held' AND o.run_id = runs.run_id)
+"""
 # What a report on a held text settles: it was published.
 DELETE_HELD = "DELETE FROM outbox WHERE state = 'held' AND message_id = ? RETURNING run_id, step"
 HELD_OF_RUN = "SELECT step FROM outbox WHERE state = 'held' AND run_id = ?"

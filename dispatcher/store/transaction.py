@@ -213,6 +213,7 @@ class SqliteTransaction:
                 sql.UPDATE_RUN,
                 [(*rows.changing_columns(run), seq) for seq, run in sorted(changes.changed_runs.items())],
             )
+            many(sql.HOLD_ENDING_RUN, [(seq,) for seq, run in changes.changed_runs.items() if run.state == "done"])
         if changes.unbound_runs:
             many(sql.UPDATE_UNBOUND_RUN, changes.unbound_runs)
         if changes.steps:

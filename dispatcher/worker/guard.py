@@ -21,6 +21,7 @@ from dispatcher.errors import StoreUnusable
 from dispatcher.telemetry import log
 
 EXIT_RESTART = 75
+_MOMENT = 0.5
 
 _SLOT = struct.Struct("<q")
 
@@ -118,7 +119,17 @@ class Watchdog:
     lets no other thread run, but looks for signals now and then.
     """
 
-    def __init__(self, guard: CrashGuard, clock: Clock, *, hang_after: float, end: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        guard: CrashGuard,
+        clock: Clock,
+        *,
+        hang_after: float,
+        end: Callable[[int], None],
+        impatient: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Watch `guard`; `impatient` tells that whoever asked the worker to stop waits no longer."""
+        self._impatient = impatient
         self._guard = guard
         self._clock = clock
         self._hang_after = hang_after
@@ -157,7 +168,8 @@ class Watchdog:
             return
         seq, what, since = current
         took = self._clock.monotonic() - since
-        if took > self._hang_after:
+        # A moment is granted to a handler even then: most are behind it before anybody could look again.
+        if took > self._hang_after or (took > _MOMENT and self._impatient()):
             self._stopped.set()
             try:
                 log.error(

@@ -18,7 +18,7 @@ from dispatcher.clock import Clock
 LOOP_SECONDS: Final = 30.0
 PAUSED_SECONDS: Final = 30.0
 PUBLISHER_SECONDS: Final = 30.0
-OUTBOX_SECONDS: Final = 60.0
+OUTBOX_SECONDS: Final = 30.0
 UNACKED_SECONDS: Final = 60.0
 
 

@@ -144,7 +144,13 @@ class Worker:
     def run(self, *, drain: bool) -> int:
         """Run until told to stop, or with `drain` until nothing is left that is due; return the exit code."""
         unexpected = True
-        watchdog = Watchdog(self._guard, self._clock, hang_after=self._settings.handler_hang_seconds, end=os._exit)
+        watchdog = Watchdog(
+            self._guard,
+            self._clock,
+            hang_after=self._settings.handler_hang_seconds,
+            end=os._exit,
+            impatient=lambda: self._signals.exceeds(self._settings.drain_seconds),
+        )
         try:
             self._rulebooks.connections.open()
             self._calls.configure(self._rulebooks.connections.by_lane)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from types import FrameType
 
 
@@ -42,12 +43,20 @@ class Signals:
         self._wake = wake
         self._before: dict[int, object] = {}
         self.stops = 0
+        # When the first request to stop came, on the monotonic clock.
+        self.stopped_at: float | None = None
         self.reload = False
 
     def install(self) -> None:
         """Take over SIGTERM, SIGINT and SIGHUP."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._before[number] = signal.signal(number, self._note)
+
+    def exceeds(self, patience_seconds: float) -> bool:
+        """Whether a stop was asked for twice, or so long ago."""
+        if self.stopped_at is None:
+            return False
+        return self.stops > 1 or time.monotonic() - self.stopped_at > patience_seconds
 
     def restore(self) -> None:
         """Give the signals back."""
@@ -60,4 +69,6 @@ class Signals:
             self.reload = True
         else:
             self.stops += 1
+            if self.stopped_at is None:
+                self.stopped_at = time.monotonic()
         self._wake.set()

@@ -85,6 +85,21 @@ def test_second_signal_ends_the_grace(chaotic, second):
     assert "worker.gave_up" in said
 
 
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]])
+def test_handler_that_hangs_in_a_batch_is_given_up_when_the_grace_or_the_patience_is_over(chaotic, signals):
+    chaotic.environ["DISPATCHER_DRAIN_SECONDS"] = "0.2" if len(signals) == 1 else "3600"
+    chaotic.environ["DISPATCHER_HANDLER_HANG_SECONDS"] = "3600"
+    publish(chaotic, an_event(1, event_type="misbehave", event_data={"misdeed": "hang"}))
+    worker = chaotic.start("run")
+    slot = chaotic.path / "store.db.slot"
+    wait_until(lambda: slot.exists() and any(slot.read_bytes()))
+    for number in signals:
+        worker.send_signal(number)
+    code, said = end_of(worker)
+    assert code == 75
+    assert said[-1] == "handler.hung"
+
+
 def test_call_that_hung_when_the_worker_gave_up_counts_as_no_crash(chaotic):
     chaotic.environ["DISPATCHER_DRAIN_SECONDS"] = "0"
     worker = with_a_hung_call(chaotic)

@@ -215,7 +215,7 @@ def test_a_row_of_the_outbox_that_is_long_due_is_a_reason_where_there_is_a_broke
     due = replace(HEALTHY, oldest_outbox_due_seconds=health.OUTBOX_SECONDS + 1)
 
     assert is_ready(replace(due, oldest_outbox_due_seconds=health.OUTBOX_SECONDS)).ready
-    assert the_reason(due) == ("the outbox is not handed out: its first row is due since 2026-01-02T02:58:59Z (61 s)")
+    assert the_reason(due) == ("the outbox is not handed out: its first row is due since 2026-01-02T02:59:29Z (31 s)")
     assert is_ready(replace(due, consumer=None, publisher=None)).ready
 
 
@@ -224,7 +224,7 @@ def test_an_outbox_of_which_the_broker_takes_nothing_is_a_reason_though_no_row_i
 
     assert is_ready(replace(stuck, outbox_stuck_seconds=health.OUTBOX_SECONDS)).ready
     assert the_reason(stuck) == (
-        "messages wait, and the broker takes none, since 2026-01-02T02:58:59Z (61 s); "
+        "messages wait, and the broker takes none, since 2026-01-02T02:59:29Z (31 s); "
         "`dispatcher doctor` tells which and why"
     )
     assert is_ready(replace(stuck, consumer=None, publisher=None)).ready

@@ -500,12 +500,13 @@ def test_run_that_waits_is_left_when_a_text_of_it_is_held(shop):
     assert shop.outbox() == []
 
 
-def test_run_that_ended_while_its_text_was_held_can_still_be_resolved(shop):
+def test_run_that_comes_to_its_end_while_its_text_is_held_is_held_until_that_is_resolved(shop):
     held(shop, TEXT + "      - wait: 1d\n      - {id: after, handler: scripted}\n")
     shop.after(days=1).work_off()
-    assert shop.states("runs") == ["done"]
+    assert shop.states("runs") == ["held"]
     shop.by("runs.resolve", run=shop.run_id(), sent=False)
     shop.work_off()
+    assert shop.states("runs") == ["done"]
     assert shop.words() == ["one", "one"]
     assert shop.states("dead_letters") == ["replayed"]
 
