@@ -186,7 +186,8 @@ HOLD_DONE_RUN = "UPDATE runs SET state = 'held', error = ? WHERE run_id = ? AND 
 # A run that comes to its end while a text of it is held is held too.
 HOLD_ENDING_RUN = """
 UPDATE runs SET state = 'held', error = (
-    SELECT o.step || ': unknown: ' || coalesce(o.error, '') FROM outbox o WHERE o.state = 'held' AND o.run_id = runs.run_id
+    SELECT o.step || ': unknown: ' || coalesce(o.error, '') FROM outbox o
+    WHERE o.state = 'held' AND o.run_id = runs.run_id
 ) WHERE seq = ? AND EXISTS (SELECT 1 FROM outbox o WHERE o.state = 'held' AND o.run_id = runs.run_id)
 """
 # What a report on a held text settles: it was published.
