@@ -18,7 +18,9 @@ from dispatcher.errors import UsageError
 
 if TYPE_CHECKING:
     from dispatcher.engine.explain import ChainExplanation, EventExplanation, StepExplanation
+    from dispatcher.events.event import Event
     from dispatcher.plugins.handler import Settled
+    from dispatcher.rules.plan import Plan
 
 app = new_app(
     examples=(
@@ -68,9 +70,9 @@ def explain(
         raise typer.Exit(exits.PROBLEMS) from None
     found = explain_event(as_event(envelope, datetime.now(UTC)), plan)
     if as_json:
-        write_json(_document(found))
+        write_json(_document(found, plan))
     else:
-        _print(found, given_type=envelope.conversation_type, everything=everything)
+        _print(found, plan, given_type=envelope.conversation_type, everything=everything)
     if not found.matched:
         say("No chain matched.")
         raise typer.Exit(exits.PROBLEMS)
@@ -90,10 +92,10 @@ def read_body(name: str, longest: int) -> bytes:
 # As a document.
 
 
-def _document(found: EventExplanation) -> dict[str, Any]:
+def _document(found: EventExplanation, plan: Plan) -> dict[str, Any]:
     return {
         "event": _envelope(found),
-        "chains": [_chain_document(verdict) for verdict in found.chains]
+        "chains": [_chain_document(verdict, found.event, plan) for verdict in found.chains]
         + [_disabled_document(name, why) for name, why in found.disabled.items()],
         "outcome": "matched" if found.matched else "unmatched",
     }
@@ -115,7 +117,7 @@ def _envelope(found: EventExplanation) -> dict[str, Any]:
     }
 
 
-def _chain_document(verdict: ChainExplanation) -> dict[str, Any]:
+def _chain_document(verdict: ChainExplanation, event: Event, plan: Plan) -> dict[str, Any]:
     return {
         "chain": verdict.chain.name,
         "file": verdict.chain.file,
@@ -124,7 +126,7 @@ def _chain_document(verdict: ChainExplanation) -> dict[str, Any]:
         "reason": verdict.reason,
         "clause": verdict.clause,
         "value": verdict.value,
-        "steps": [_step_document(step) for step in verdict.steps],
+        "steps": [_step_document(step) | {"publishes": _publishes(step, event, plan)} for step in verdict.steps],
     }
 
 
@@ -147,10 +149,37 @@ def _step_document(found: StepExplanation) -> dict[str, Any]:
     }
 
 
+def _publishes(found: StepExplanation, event: Event, plan: Plan) -> dict[str, str] | None:
+    """Return where a text by a Vumi transport or a command for a Vumi worker would go; None for any other step.
+
+    What is known only when the step runs is left out.
+    """
+    if found.verdict not in ("runs", "depends"):
+        return None
+    from dispatcher.senders.vumi import VumiSender  # noqa: PLC0415 - see main
+    from dispatcher.senders.vumi_service import VumiService  # noqa: PLC0415
+
+    settled = found.step.settled
+    kind, _, name = (settled.connection or "").partition(":") if settled else ("", "", "")
+    sender = plan.senders.get(name) if kind == "sender" else None
+    if isinstance(sender, VumiSender):
+        return {"exchange": sender.exchange, "routing_key": f"{sender.transport_name}.outbound"}
+    service = plan.services.get(name) if kind == "service" else VumiService()
+    if found.step.handler_name != "send_command" or not isinstance(service, VumiService):
+        return None
+    given = found.input
+    where = {name: given.get(name) or getattr(service, name) for name in ("exchange", "routing_key")}
+    if given.get("worker_name"):
+        where["worker_name"] = given["worker_name"]
+    elif "worker_name" not in found.later and event.conversation_type:
+        where["worker_name"] = service.worker_name(event.conversation_type)
+    return where
+
+
 # For people.
 
 
-def _print(found: EventExplanation, *, given_type: str | None, everything: bool) -> None:
+def _print(found: EventExplanation, plan: Plan, *, given_type: str | None, everything: bool) -> None:
     event = found.event
     write(f"event {event.event_id}")
     write(f"  account {event.account_key}, conversation {event.conversation_key}")
@@ -162,7 +191,7 @@ def _print(found: EventExplanation, *, given_type: str | None, everything: bool)
         if verdict.matched:
             write()
             write(f"{verdict.chain.name}: matched — {verdict.reason}")
-            _print_steps(verdict.steps)
+            _print_steps(verdict.steps, event, plan)
     if found.disabled:
         write()
         write("Disabled, as a plugin that they need is broken:")
@@ -188,7 +217,7 @@ def _print_reasons(verdicts: Iterable[ChainExplanation]) -> None:
         write(f"      {verdict.reason}")
 
 
-def _print_steps(steps: Iterable[StepExplanation]) -> None:
+def _print_steps(steps: Iterable[StepExplanation], event: Event, plan: Plan) -> None:
     for number, found in enumerate(steps, 1):
         step = found.step
         named = step.handler_name if step.id == step.handler_name else f"{step.id}: {step.handler_name}"
@@ -200,6 +229,10 @@ def _print_steps(steps: Iterable[StepExplanation]) -> None:
                 write(f"       {name}: {json.dumps(found.input[name], ensure_ascii=False, default=str)}")
             else:
                 write(f"       {name}: {found.later[name]}")
+        if publishes := _publishes(found, event, plan):
+            worker = f", for the worker {publishes['worker_name']}" if "worker_name" in publishes else ""
+            to = f"{publishes['exchange']!r} with the key {publishes['routing_key']!r}"
+            write(f"       goes to the exchange {to}{worker}")
 
 
 _VERDICTS: Final = {

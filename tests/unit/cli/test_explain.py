@@ -132,3 +132,32 @@ def test_a_chain_that_needs_a_broken_plugin_is_told_as_disabled(dispatcher, here
     assert said.code == 0
     assert chain(said, "needs-it")["matched"] is False
     assert "acme-broken" in chain(said, "needs-it")["reason"]
+
+
+def test_where_a_step_publishes_is_told(dispatcher, here, event_file):
+    (here / "rulebook.yaml").write_text("""\
+version: 1
+accounts: {acc1: {region: ZA}}
+senders: {default: {type: vumi, transport_name: sms_transport}}
+services: {go: {type: vumi, exchange: go, worker_names: {vxpolls: vxpolls_worker}}}
+chains:
+  - name: commands
+    on: {event_type: poll_complete}
+    steps:
+      - {handler: send_sms, with: {to: "{{ data.msisdn }}", text: Thanks}}
+      - {id: a, handler: send_command, with: {command: start}}
+      - {id: b, handler: send_command, with: {command: start, service: go}}
+      - {id: c, handler: send_command, with: {command: start, worker_name: other, routing_key: x.control}}
+      - {handler: log_event}
+""")
+    steps = dispatcher("explain", event_file(), "--json").document["chains"][0]["steps"]
+    assert [step["publishes"] for step in steps] == [
+        {"exchange": "vumi", "routing_key": "sms_transport.outbound"},
+        {"exchange": "vumi", "routing_key": "vumi.api", "worker_name": "vxpolls_application"},
+        {"exchange": "go", "routing_key": "vumi.api", "worker_name": "vxpolls_worker"},
+        {"exchange": "vumi", "routing_key": "x.control", "worker_name": "other"},
+        None,
+    ]
+    told = dispatcher("explain", event_file()).out
+    assert "goes to the exchange 'vumi' with the key 'sms_transport.outbound'\n" in told
+    assert "goes to the exchange 'go' with the key 'vumi.api', for the worker vxpolls_worker\n" in told
