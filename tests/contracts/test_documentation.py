@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from dispatcher.cli.main import VERBS
 from dispatcher.events.limits import REFUSAL_CODES, Limits, Refusal
+from dispatcher.events.transport import read_transport_event
 from dispatcher.events.wire import decode
 from dispatcher.plugins.handler import AtLoad
 from dispatcher.plugins.registry import load_registry
@@ -54,7 +55,7 @@ _LINK = re.compile(r"\]\((?!https?://)(?P<path>[^)#]*)(?:#(?P<anchor>[^)]+))?\)"
 NOTHING = "\N{EN DASH}"
 
 # What a run's, an event's and a call's dead letters say; those of deliveries are in events/limits.
-LATER_REASONS = {"loop", "crashed", "failed", "exhausted", "unknown", "cannot_bind"}
+LATER_REASONS = {"unknown_message", "loop", "crashed", "failed", "exhausted", "unknown", "cannot_bind"}
 PROBLEM_CODES = {
     *("yaml_syntax", "unknown_key", "missing_key", "wrong_type", "bad_value", "duplicate_key"),
     *("duplicate_name", "anchor", "comment_in_text", "unknown_handler", "broken_handler", "unknown_param"),
@@ -148,6 +149,11 @@ def test_an_example_of_a_problem_has_that_problem_and_no_other(block, check):
 @pytest.mark.parametrize("block", blocks("json", "event"), ids=repr)
 def test_an_example_of_an_event_is_read(block):
     assert decode(block.text.encode(), Limits()).event_type
+
+
+@pytest.mark.parametrize("block", blocks("json", "report"), ids=repr)
+def test_an_example_of_a_report_is_read(block):
+    assert read_transport_event(block.text.encode(), Limits()).message_id
 
 
 @pytest.mark.parametrize("document", sorted({block.document for block in blocks("python")}))

@@ -192,6 +192,49 @@ def test_events_that_the_broker_gave_up_are_taken_into_the_store_and_known_there
     assert everything_went_out(outsider)
 
 
+def test_a_transport_of_a_few_lines_takes_a_text_and_says_that_it_was_taken(vhost, dispatcher, tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    for name in ("first.yaml", "event.json"):
+        block = re.search(rf"^<!-- {name} -->\n```[^\n]*\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+        (tmp_path / name).write_text(block[1])
+    for label in ("transport.py", "trying"):
+        block = re.search(rf"^<!-- {label} -->\n```sh\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
+        made = [line for line in block[1].splitlines() if label == "transport.py" or line.startswith("sed ")]
+        subprocess.run(["sh", "-ec", "\n".join(made)], cwd=tmp_path, check=True)
+    environ = os.environ | {"DISPATCHER_AMQP_URL": vhost.url}
+    words = [sys.executable, "transport.py"]
+    with subprocess.Popen(words, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True) as transport:
+        try:
+            with dispatcher.working(rulebook="vumi.yaml"):
+                wait_until(
+                    lambda: {"vumi.event", "sms_transport.event"} <= {each["queue"] for each in vhost.consumers()}
+                )
+                assert dispatcher("publish", "event.json").returncode == 0
+                assert transport.stdout.readline() == "+27821234567 Thanks Thandi!\n"
+                wait_until(lambda: " acked " in dispatcher("messages", "list").stdout)
+        finally:
+            transport.terminate()
+    assert "gateway-1" in dispatcher("messages", "list", "--json").stdout
+
+
+@pytest.mark.parametrize(("kind", "given_up"), [("quorum", True), ("classic", False)])
+def test_a_delivery_limit_set_by_a_policy_works_for_quorum_queues_only(vhost, kind, given_up):
+    vhost.declare_queue("vumi.event", kind=kind)
+    limit = '[{<<"delivery-limit">>, 2}]'
+    vhost.node.eval(f'rabbit_policy:set(<<"{vhost.name}">>, <<"p">>, <<".*">>, {limit}, 0, <<"queues">>, <<"test">>).')
+    with vhost.channel() as channel:
+        channel.confirm_delivery()
+        channel.basic_publish("", "vumi.event", b"{}")
+        for _ in range(20):
+            wait_until(lambda: vhost.queue_depth("vumi.event")[1] == 0)
+            method, _, _ = channel.basic_get("vumi.event")
+            if method is None:
+                break
+            channel.basic_reject(method.delivery_tag, requeue=True)
+
+    assert (method is None) is given_up
+
+
 def test_the_policy_of_the_guide_gives_a_queue_the_arguments_of_one_that_we_make():
     policy = json.loads(re.search(r"vumi-event '\^vumi\\\.event\$' \\\n  '(.*)'$", GUIDE, re.MULTILINE)[1])
 
