@@ -36,8 +36,8 @@ def run(
 ) -> None:
     """Take events and run their chains, until told to stop.
 
-    SIGTERM and SIGINT drain: nothing more is taken, calls under way are waited for, then the worker ends with 0. A second
-    one, or DISPATCHER_DRAIN_SECONDS, ends it with 75; what was under way goes on at the next start.
+    SIGTERM and SIGINT drain: nothing more is taken, calls under way are waited for, then the worker ends with 0. A
+    second one, or DISPATCHER_DRAIN_SECONDS, ends it with 75; what was under way goes on at the next start.
     """
     settings = read_settings(
         store=store, rulebook=rulebook, amqp_url=amqp, http=http, log_level=log_level, log_format=log_format
