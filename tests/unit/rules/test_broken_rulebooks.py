@@ -1001,3 +1001,16 @@ def test_without_libyaml_the_same_problem_is_told(name, check, monkeypatch):
     monkeypatch.setattr("dispatcher.rules.rulefile._Parser", None)
 
     assert [(p.line, p.code, p.suggestion) for p in check(text)] == [(line, code, suggestion)]
+
+
+def test_a_value_of_a_gateway_is_repeated_only_where_nobody_would_write_a_secret(check):
+    chains = "chains: [{name: a, steps: [{handler: log_event}]}]\n"
+    senders = (
+        "a: {type: vumi, transport_name: x, reports: maybe}, b: {type: vumi, transport_name: x, concurrency: s3cret}"
+    )
+    told = [problem.message for problem in check(f"version: 1\nsenders: {{{senders}}}\n{chains}")]
+
+    assert told == [
+        '`reports`: expected true or false, found "maybe"',
+        "`concurrency`: expected a whole number, found this value",
+    ]
