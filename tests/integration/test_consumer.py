@@ -490,6 +490,7 @@ def test_what_was_not_acked_comes_again_when_the_broker_closes_the_connection(vh
     wait_until(lambda: vhost.queue_depth("vumi.event") == (0, 30), "the acks")
 
     vhost.node.close_all_connections("closed by a test")
+    wait_until(lambda: mine.link.reconnects, "the next connection")  # until it is noticed, the old ones may be taken
     again = mine.take(30)
 
     assert {delivery.body for delivery in again} == set(numbered(30, begin=10))
