@@ -6,25 +6,21 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from typing import Literal
 
 from pydantic_core import to_json
 
 from dispatcher.engine.records import Changes, StoredEvent, as_text
+from dispatcher.engine.redelivery import Walk, find_repetition, remember
 from dispatcher.engine.unit import Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import canonical_hash, uuid7
 from dispatcher.events.limits import Limits, Refusal
 from dispatcher.events.wire import Envelope, decode
 
-# What refused deliveries are remembered under; no event has an empty account.
-_REFUSED = ""
 # In this time a broker has surely noticed that a connection ended, whatever its heartbeat.
 _NOTICED_WITHIN = timedelta(hours=1)
 _MOST_EPOCHS = 256
-# No channel numbers its deliveries as far as this.
-_ALL = 2**62
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
@@ -34,7 +30,8 @@ class Delivery:
     """One hand-over by a source. `message_id` is the identity that the source's envelope carries.
 
     `kind` tells an event from what a Vumi transport reports of a text. A broker knows a delivery by the `epoch` of the
-    channel that it came through and its `tag` there, and marks as `redelivered` what it has handed out before.
+    channel that it came through and its `tag` there, and marks as `redelivered` what it has handed out before. The
+    epochs of a queue are in their order as texts, too.
     """
 
     body: bytes
@@ -64,14 +61,12 @@ class Intake:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._epochs: dict[str, datetime] = {}
-        # The epoch of each queue, and the one before it.
-        self._current: dict[str, str] = {}
-        self._previous: dict[str, str] = {}
+        self._walks: dict[str, Walk] = {}
 
     def admit(self, deliveries: Iterable[Delivery], overlay: Overlay) -> list[Receipt]:
         """Return a receipt for each delivery, in order; rows for what is new or refused go into the changes."""
         opened = [(delivery, self._open(delivery)) for delivery in deliveries]
-        overlay.previous = self._previous
+        overlay.walks, overlay.opened = self._walks, opened
         known = overlay.reads.known_events(
             [
                 (envelope.account_key, envelope.event_id)
@@ -81,8 +76,6 @@ class Intake:
         )
         receipts = []
         for delivery, envelope in opened:
-            if delivery.queue is not None and delivery.epoch is not None:
-                self._follow(delivery.queue, delivery.epoch)
             if isinstance(envelope, Refusal):
                 receipts.append(refuse(overlay, delivery, envelope.code, envelope.detail))
                 continue
@@ -105,14 +98,14 @@ class Intake:
                     continue
                 known[key] = body_hash
             else:
-                repeated = find_repetition(overlay, delivery, envelope.account_key, body_hash)
+                repeated = find_repetition(overlay, delivery)
                 if repeated is not None:
-                    receipts.append(repeated)
+                    receipts.append(Receipt("duplicate", event_id=repeated.event_id))
                     continue
             stored = self._store(envelope, delivery, body_hash, overlay)
             if envelope.event_id is None:
                 self._forget_past(delivery, overlay)
-                remember(overlay, delivery, envelope.account_key, body_hash, stored.event.event_id)
+                remember(overlay, delivery, stored.event.event_id)
             receipts.append(Receipt("stored", event_id=stored.event.event_id, stored=stored))
         return receipts
 
@@ -131,14 +124,6 @@ class Intake:
             envelope.event_id = delivery.message_id
         return envelope
 
-    def _follow(self, queue: str, epoch: str) -> None:
-        """Note which channel a queue's deliveries come through, and which one they came through before."""
-        current = self._current.get(queue)
-        if current != epoch:
-            self._current[queue] = epoch
-            if current is not None:
-                self._previous[queue] = current
-
     def _forget_past(self, delivery: Delivery, overlay: Overlay) -> None:
         """Forget deliveries of earlier epochs once their acks must have arrived, though no answer ever said so.
 
@@ -155,6 +140,7 @@ class Intake:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = overlay.now
             if since is not None:
+                self._walks.pop(delivery.queue, None)
                 overlay.changes.unacked_past.append((delivery.queue, epoch))
 
     def _store(self, envelope: Envelope, delivery: Delivery, body_hash: bytes, overlay: Overlay) -> StoredEvent:
@@ -215,11 +201,10 @@ def add_event(event: Event, overlay: Overlay, *, body_hash: bytes, weak: bool = 
 
 def refuse(overlay: Overlay, delivery: Delivery, code: str, detail: str, envelope: Envelope | None = None) -> Receipt:
     """Park the delivery with its raw bytes; the others go on."""
-    body_hash = blake2b(delivery.body, digest_size=16).digest()
     event_id = envelope.event_id if envelope else delivery.message_id
-    if find_repetition(overlay, delivery, _REFUSED, body_hash) is not None:
+    if find_repetition(overlay, delivery) is not None:
         return Receipt("refused", event_id=event_id, code=code, detail=detail)
-    remember(overlay, delivery, _REFUSED, body_hash, None)
+    remember(overlay, delivery, None)
     overlay.changes.dead_letters.append(
         (
             uuid7(overlay.now_ms),
@@ -234,35 +219,3 @@ def refuse(overlay: Overlay, delivery: Delivery, code: str, detail: str, envelop
         )
     )
     return Receipt("refused", event_id=event_id, code=code, detail=detail)
-
-
-def find_repetition(overlay: Overlay, delivery: Delivery, account_key: str, body_hash: bytes) -> Receipt | None:
-    """Say of a delivery without an id whether the broker brings it again; None when it is new.
-
-    Two equal votes are two events, so only what the broker marks as redelivered may be a repetition. Each delivery
-    whose ack the broker may not have got absorbs one. What a channel left unacked comes again in its order: so what
-    stands there before a delivery that is absorbed was acked, and all of it before one that was never taken in.
-    """
-    if not delivery.redelivered or delivery.epoch is None or delivery.queue is None:
-        return None
-    previous = overlay.previous.get(delivery.queue)
-    found = overlay.reads.unacked(delivery.queue, account_key, body_hash, delivery.epoch)
-    for epoch, tag, event_id in sorted(found, key=lambda entry: entry[0] != previous):
-        if tag > overlay.acked.get(epoch, 0):
-            overlay.acked[epoch] = tag
-            # It stands for the new delivery from now on: that one may come again too.
-            overlay.changes.unacked_moved.append((delivery.epoch, delivery.tag, overlay.now_text[:10], epoch, tag))
-            overlay.changes.acked.append((epoch, tag))
-            return Receipt("duplicate", event_id=event_id)
-    if previous is not None and overlay.acked.get(previous, 0) < _ALL:
-        overlay.acked[previous] = _ALL
-        overlay.changes.acked.append((previous, _ALL))
-    return None
-
-
-def remember(overlay: Overlay, delivery: Delivery, account_key: str, body_hash: bytes, event_id: str | None) -> None:
-    """Remember a delivery without an id until the broker surely has its ack."""
-    if delivery.epoch is not None and delivery.queue is not None:
-        overlay.changes.unacked.append(
-            (delivery.epoch, delivery.tag, delivery.queue, account_key, body_hash, event_id, overlay.now_text[:10])
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from dispatcher.engine.records import Texted
+from dispatcher.engine.records import Remembered, Texted
 from dispatcher.plugins.context import Contact, Message
 from dispatcher.plugins.services import Sender, Service
 
@@ -46,8 +46,11 @@ class Reads(Protocol):
         """Return what is known of a text that went out, None when none of ours has this id."""
         ...
 
-    def unacked(self, queue: str, account_key: str, body_hash: bytes, epoch: str) -> list[tuple[str, int, str | None]]:
-        """Return (epoch, tag, event id) of equal deliveries of other epochs whose ack the broker may not have got."""
+    def unacked(self, queue: str, epoch: str) -> list[Remembered]:
+        """Return the deliveries of a queue's other epochs whose ack the broker may not have got.
+
+        The youngest epoch comes first, and each epoch's deliveries in their order.
+        """
         ...
 
     def reserve(self, table: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote, unquote
 
 from dispatcher.events.event import Event
@@ -53,7 +53,7 @@ OUTBOX_COLUMNS = (
     "seq", "destination", "body", "message_id", "state", "attempt", "not_before", "lane", "on_unknown", "account_key",
     "event_id", "run_id", "step", "at",
 )  # fmt: skip
-UNACKED_COLUMNS = ("epoch", "tag", "queue", "account_key", "body_hash", "event_id", "received_on")
+UNACKED_COLUMNS = ("epoch", "tag", "batch", "origin", "queue", "body_hash", "event_id", "received_on")
 DEAD_LETTER_COLUMNS = ("dead_id", "kind", "reason", "detail", "account_key", "event_id", "run_id", "body", "at")
 
 # How many bytes AMQP allows the name of an exchange, a routing key and the id of a message.
@@ -176,6 +176,17 @@ def _address_of(destination: str) -> tuple[str, str]:
     return unquote(exchange), routing_key
 
 
+class Remembered(NamedTuple):
+    """A delivery without an id whose ack the broker may not have got."""
+
+    epoch: str
+    tag: int
+    batch: int
+    origin: str | None
+    body_hash: bytes
+    event_id: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Texted:
     """A text that went out, as far as a transport's report on it needs to know: with the event that caused it."""
@@ -211,12 +222,10 @@ class Changes:
     # (state, gateway_id, error, message_id) of texts that a transport reported on; a state of None changes nothing
     message_states: list[tuple[str | None, str | None, str | None, str]] = field(default_factory=list)
     outbox: list[OutboxRow] = field(default_factory=list)
-    # Deliveries without an id that the broker may bring again: new ones; (new epoch, new tag, day, epoch, tag) of those
-    # that it did bring again; (epoch, tag) up to which it has the acks of an earlier epoch; and (queue, epoch) where it
-    # has those of all other epochs.
+    # Deliveries without an id that the broker may bring again; up to which tag it brings nothing of an earlier epoch
+    # again; and (queue, epoch) where it brings nothing of all other epochs.
     unacked: list[tuple[Any, ...]] = field(default_factory=list)
-    unacked_moved: list[tuple[str, int, str, str, int]] = field(default_factory=list)
-    acked: list[tuple[str, int]] = field(default_factory=list)
+    acked: dict[str, int] = field(default_factory=dict)
     unacked_past: list[tuple[str, str]] = field(default_factory=list)
     dead_letters: list[tuple[Any, ...]] = field(default_factory=list)
 

@@ -6,7 +6,7 @@ A step's writes stay in its layer until the step is done; a step that fails leav
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from hashlib import blake2b
@@ -20,6 +20,10 @@ from dispatcher.plugins.services import Sender, Service
 from dispatcher.text.segments import segments
 
 if TYPE_CHECKING:
+    from dispatcher.engine.intake import Delivery
+    from dispatcher.engine.redelivery import Walk
+    from dispatcher.events.limits import Refusal
+    from dispatcher.events.wire import Envelope
     from dispatcher.rules.plan import Step
 
 
@@ -34,10 +38,12 @@ class Overlay:
         self.changes = Changes()
         self.contacts: dict[Key, Contact | None] = {}
         self.opt_outs: dict[Key, str | None] = {}
-        # Up to where deliveries of earlier epochs have come again in this batch, or are known not to; and the epoch
-        # before the present one, by queue.
-        self.acked: dict[str, int] = {}
-        self.previous: Mapping[str, str] = {}
+        # For `engine.redelivery`: how far what comes again has come, by queue; what was handed in, and of it what comes
+        # again, by epoch; and the first delivery of the batch that is remembered, by epoch.
+        self.walks: dict[str, Walk] = {}
+        self.opened: Sequence[tuple[Delivery, Envelope | Refusal]] = ()
+        self.again: dict[str, list[tuple[int, bytes, bool]]] = {}
+        self.firsts: dict[str, int] = {}
 
     def contact(self, key: Key) -> Contact | None:
         """Return the contact with this key as the batch sees it."""

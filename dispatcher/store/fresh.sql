@@ -26,5 +26,4 @@ CREATE INDEX outbox_due ON outbox (lane, not_before) WHERE state = 'ready';
 CREATE INDEX outbox_held ON outbox (run_id) WHERE state = 'held';
 CREATE INDEX runs_retrying ON runs (due_at) WHERE state = 'retrying';
 CREATE INDEX dead_letters_open ON dead_letters (reason) WHERE state = 'open';
-CREATE TABLE unacked ( epoch TEXT NOT NULL, tag INTEGER NOT NULL, queue TEXT NOT NULL, account_key TEXT NOT NULL, body_hash BLOB NOT NULL, event_id TEXT, received_on TEXT NOT NULL, PRIMARY KEY (epoch, tag) ) WITHOUT ROWID;
-CREATE INDEX unacked_by_body ON unacked (body_hash);
+CREATE TABLE unacked ( epoch TEXT NOT NULL, tag INTEGER NOT NULL, batch INTEGER NOT NULL, origin TEXT, queue TEXT NOT NULL, body_hash BLOB NOT NULL, event_id TEXT, received_on TEXT NOT NULL, PRIMARY KEY (epoch, tag) ) WITHOUT ROWID;

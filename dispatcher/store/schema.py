@@ -159,20 +159,23 @@ outbox = Table(
 Index("outbox_due", outbox.c.lane, outbox.c.not_before, sqlite_where=outbox.c.state == text("'ready'"))
 Index("outbox_held", outbox.c.run_id, sqlite_where=outbox.c.state == text("'held'"))
 
-# Deliveries without an id whose ack the broker may not have got: should it bring one again, it is known by its body.
+# Deliveries without an id whose ack the broker may not have got: should it bring one again, it is known by its body
+# and by its place among the others.
 unacked = Table(
     "unacked",
     metadata,
     Column("epoch", Text, primary_key=True),
     Column("tag", Integer, primary_key=True),
+    # The first tag of what was taken in, and is acked, with it.
+    Column("batch", Integer, nullable=False),
+    # Where it repeats one of an earlier channel: the earliest channel of which more may follow behind it.
+    Column("origin", Text),
     Column("queue", Text, nullable=False),
-    Column("account_key", Text, nullable=False),
     Column("body_hash", LargeBinary, nullable=False),
     Column("event_id", Text),
     Column("received_on", Text, nullable=False),
     sqlite_with_rowid=False,
 )
-Index("unacked_by_body", unacked.c.body_hash)
 
 dead_letters = Table(
     "dead_letters",

@@ -64,7 +64,6 @@ UPDATE_MESSAGE_STATE = (
     "error = CASE WHEN ?1 IS NULL THEN error ELSE ?3 END WHERE message_id = ?4"
 )
 INSERT_UNACKED = _insert("unacked", UNACKED_COLUMNS, "INSERT OR REPLACE")
-MOVE_UNACKED = "UPDATE OR REPLACE unacked SET epoch = ?, tag = ?, received_on = ? WHERE epoch = ? AND tag = ?"
 FORGET_PAST = "DELETE FROM unacked WHERE queue = ? AND epoch <> ?"
 FORGET_ACKED = "DELETE FROM unacked WHERE epoch = ? AND tag <= ?"
 DELETE_SUPPRESSION = "DELETE FROM suppressions WHERE number_hash = ?"
@@ -83,10 +82,10 @@ LEFT JOIN event_ids i ON i.account_key = m.account_key AND i.event_id = m.event_
 LEFT JOIN events e ON e.seq = i.event_seq
 WHERE m.message_id = ?
 """
-UNACKED = (
-    "SELECT epoch, tag, event_id FROM unacked "
-    "WHERE body_hash = ? AND queue = ? AND account_key = ? AND epoch <> ? ORDER BY received_on, tag"
-)
+UNACKED = """
+SELECT epoch, tag, batch, origin, body_hash, event_id FROM unacked
+WHERE queue = ? AND epoch <> ? ORDER BY epoch DESC, tag
+"""
 FAMILY = "SELECT count(*), coalesce(max(state = 'dead'), 0) FROM events WHERE root_id = ? AND hops > 0"
 
 EVENT_READ = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dispatcher import failpoints
 from dispatcher.engine.ports import Key
-from dispatcher.engine.records import OUTBOX_COLUMNS, Changes, RunRow, StoredEvent, Texted
+from dispatcher.engine.records import OUTBOX_COLUMNS, Changes, Remembered, RunRow, StoredEvent, Texted
 from dispatcher.errors import RowsRefused
 from dispatcher.plugins.context import Contact, Message
 from dispatcher.store import rows
@@ -83,8 +83,8 @@ class SqliteTransaction:
         # An event that was forgotten leaves its text, and that tells enough.
         return Texted(account_key, to_addr, sender, state, event_id, conversation_key, root_id, hops or 0, traceparent)
 
-    def unacked(self, queue: str, account_key: str, body_hash: bytes, epoch: str) -> list[tuple[str, int, str | None]]:
-        return self._all(sql.UNACKED, (body_hash, queue, account_key, epoch))
+    def unacked(self, queue: str, epoch: str) -> list[Remembered]:
+        return [Remembered(*row) for row in self._all(sql.UNACKED, (queue, epoch))]
 
     def reserve(self, table: str) -> int:
         self._seqs[table] += 1
@@ -235,10 +235,8 @@ class SqliteTransaction:
                 settle_held(self._connection, message_id)
         if changes.outbox:
             many(sql.INSERT_OUTBOX, [_outbox_columns(row) for row in changes.outbox])
-        if changes.unacked_moved:
-            many(sql.MOVE_UNACKED, changes.unacked_moved)
         if changes.acked:
-            many(sql.FORGET_ACKED, changes.acked)
+            many(sql.FORGET_ACKED, changes.acked.items())
         if changes.unacked_past:
             many(sql.FORGET_PAST, changes.unacked_past)
         if changes.unacked:

@@ -1,8 +1,9 @@
 """One queue that is consumed: its channel, made and made again; its deliveries; its acks. All in the link's thread.
 
-Each channel is an *epoch* with a name that is never used again: delivery numbers begin at 1 on every channel, so an
-ack that came too late would be one of another message. After acks an answer is asked for that says nothing but that
-they were processed (the prefetch, set to what it is): RabbitMQ handles what comes on a channel in order.
+Each channel is an *epoch* with a name that is never used again, and greater than those before: delivery numbers begin
+at 1 on every channel, so an ack that came too late would be one of another message. After acks an answer is asked for
+that says nothing but that they were processed (the prefetch, set to what it is): RabbitMQ handles what comes on a
+channel in order.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
-from uuid import uuid4
 
 import pika
 from pika.channel import Channel
 
 from dispatcher.engine.intake import Delivery
+from dispatcher.events.identity import to_hex, uuid7
 from dispatcher.settings import Settings
 from dispatcher.sources.amqp.conversation import Conversation, Refused, Talk
 from dispatcher.sources.amqp.link import LONGEST_PAUSE_SECONDS, Link
@@ -182,7 +183,7 @@ class Subscription:
             raise Refused(0, _SHARED)
         prefetch = self._settings.amqp_prefetch
         yield lambda channel, answer: channel.basic_qos(prefetch_count=prefetch, callback=answer)
-        epoch = uuid4().hex
+        epoch = to_hex(uuid7(time.time_ns() // 1_000_000))
         take = self._taker(epoch)
         yield lambda channel, answer: channel.basic_consume(
             self.queue.name,

@@ -167,10 +167,10 @@ def test_letters_of_deliveries_and_old_messages_go_by_age_and_what_waits_for_a_b
 
 def test_deliveries_that_a_broker_might_bring_again_are_forgotten_with_what_is_done(world):
     world.rules(CHAIN)
-    columns = "epoch, tag, queue, account_key, body_hash, received_on"
+    columns = "epoch, tag, batch, queue, body_hash, received_on"
     for tag, day in ((1, f"{world.clock.now():%Y-%m-%d}"), (2, "2020-01-01")):
         world.store.connection.execute(
-            f"INSERT INTO unacked ({columns}) VALUES ('old', ?, 'vumi.event', 'acc1', x'00', ?)", (tag, day)
+            f"INSERT INTO unacked ({columns}) VALUES ('old', ?, 1, 'vumi.event', x'00', ?)", (tag, day)
         )
     after(world, 1)
     assert world.rows("unacked", "tag") == [(1,)]

@@ -55,13 +55,13 @@ class ModelQueue:
             upto = self._acks.popleft()
             for tag in [tag for tag in self.unacked if tag <= upto]:
                 del self.unacked[tag]
-            self._answers.append((f"e{self._epochs}", upto))
+            self._answers.append((f"e{self._epochs:03}", upto))
 
     def _deliver(self):
         while self.ready and len(self.unacked) < self._prefetch:
             self._tag += 1
             body, again = self.unacked[self._tag] = self.ready.popleft()
-            self._buffer.append(Delivery(body, "amqp", None, again, "event", "q", f"e{self._epochs}", self._tag))
+            self._buffer.append(Delivery(body, "amqp", None, again, "event", "q", f"e{self._epochs:03}", self._tag))
 
     # The face of a consumer.
 

@@ -28,12 +28,12 @@ def upgrade() -> None:
         "unacked",
         sa.Column("epoch", sa.Text(), nullable=False),
         sa.Column("tag", sa.Integer(), nullable=False),
+        sa.Column("batch", sa.Integer(), nullable=False),
+        sa.Column("origin", sa.Text(), nullable=True),
         sa.Column("queue", sa.Text(), nullable=False),
-        sa.Column("account_key", sa.Text(), nullable=False),
         sa.Column("body_hash", sa.LargeBinary(), nullable=False),
         sa.Column("event_id", sa.Text(), nullable=True),
         sa.Column("received_on", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("epoch", "tag"),
         sqlite_with_rowid=False,
     )
-    op.create_index("unacked_by_body", "unacked", ["body_hash"])
