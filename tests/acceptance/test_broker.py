@@ -167,6 +167,7 @@ def test_equal_events_without_ids_are_as_many_as_went_in(site, rabbit, fault, tw
                 lambda part=part, worker=worker: len(worker.said("amqp.disconnected", connection="consumer")) >= part
             )
     site.settle()
+    wait_until(lambda: site.count("runs WHERE state NOT IN ('done', 'held')") == 0, "all runs")
     assert worker.stop() == 0
     assert site.query("SELECT event_data, count(*) FROM events WHERE hops = 0 GROUP BY 1 HAVING count(*) > 2") == []
     # A batch that ends with a vote whose ack was not heard of, and then a vote like it: nobody can tell the two apart.
