@@ -620,7 +620,7 @@ def test_a_vhost_that_is_not_there_or_not_for_us_is_told(vhost, worker):
     mine.await_consuming(seconds=20)
 
 
-def test_a_broker_that_stops_and_starts_is_consumed_from_within_5_seconds(vhost, worker, log_lines):
+def test_a_broker_that_stops_and_starts_is_consumed_from_again(vhost, worker, log_lines):
     mine = worker()
     publish(vhost, *numbered(10))
     mine.take(10)
@@ -634,7 +634,7 @@ def test_a_broker_that_stops_and_starts_is_consumed_from_within_5_seconds(vhost,
     assert len(log_lines("amqp.disconnected")) <= 3  # shut down, perhaps closed in mid-handshake, refused
 
 
-def test_a_broker_that_is_killed_is_consumed_from_within_5_seconds_of_its_return(vhost, worker):
+def test_a_broker_that_is_killed_is_consumed_from_after_its_return(vhost, worker):
     mine = worker()
     publish(vhost, *numbered(10))
     mine.take(10)
