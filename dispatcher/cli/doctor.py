@@ -91,7 +91,7 @@ def _print(findings: Iterable[Finding]) -> None:
 
 def _worker(settings: Settings, *, must_run: bool) -> Finding:
     """Ask the worker for a sign of life; its loop answers between two batches, so an answer means that it moves."""
-    from dispatcher.store.lock import socket_path  # noqa: PLC0415 - see main
+    from dispatcher.store.sqlite.lock import socket_path  # noqa: PLC0415 - see main
     from dispatcher.worker.control import ControlClient, NoWorker  # noqa: PLC0415
 
     with ControlClient(socket_path(settings.store_path), patience_seconds=_PATIENCE) as client:

@@ -16,7 +16,7 @@ def migrate(*, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Make the store, or bring it to the schema of this version. No worker may be running."""
     settings = read_settings(store=store)
     from dispatcher.store.migrate import HEAD, version_at  # noqa: PLC0415 - see main
-    from dispatcher.store.sqlite import SqliteStore  # noqa: PLC0415
+    from dispatcher.store.sqlite.store import SqliteStore  # noqa: PLC0415
 
     path = settings.store_path
     with SqliteStore.refusals(path):

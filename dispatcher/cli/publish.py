@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dispatcher.settings import Settings
     from dispatcher.sources.amqp.handover import Handover
     from dispatcher.sources.embedded import Numbered
-    from dispatcher.store.sqlite import SqliteStore
+    from dispatcher.store.sqlite.store import SqliteStore
 
 app = new_app(
     examples=(
@@ -55,7 +55,7 @@ class _Gate:
     """The way into the store: the process that holds it, or, when nobody does, the file itself."""
 
     def __init__(self, settings: Settings) -> None:
-        from dispatcher.store.lock import socket_path  # noqa: PLC0415 - see main
+        from dispatcher.store.sqlite.lock import socket_path  # noqa: PLC0415 - see main
         from dispatcher.worker.control import ControlClient  # noqa: PLC0415
 
         self._settings = settings
@@ -100,7 +100,7 @@ class _Gate:
         """Whether this process holds the store, or could take it now."""
         from dispatcher.engine.intake import Intake  # noqa: PLC0415
         from dispatcher.events.limits import Limits  # noqa: PLC0415
-        from dispatcher.store.sqlite import SqliteStore  # noqa: PLC0415
+        from dispatcher.store.sqlite.store import SqliteStore  # noqa: PLC0415
 
         if self._store is None:
             try:

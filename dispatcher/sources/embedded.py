@@ -16,7 +16,7 @@ from dispatcher.engine.intake import Delivery, Intake, Receipt
 from dispatcher.engine.unit import Overlay
 
 if TYPE_CHECKING:
-    from dispatcher.store.sqlite import SqliteStore
+    from dispatcher.store.sqlite.store import SqliteStore
 
 SOURCE: Final = "embedded"
 # How many events are admitted in one commit at most.

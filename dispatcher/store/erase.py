@@ -46,7 +46,7 @@ from dispatcher.store import schema
 from dispatcher.store.lookup import find_contact
 from dispatcher.store.mentions import Mentions
 from dispatcher.store.operations import ERASED_NOTE, Changed, Operations, counted
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.store.suppressions import number_hash
 from dispatcher.text.numbers import BadNumber, normalise_number
 

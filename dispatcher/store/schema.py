@@ -1,6 +1,6 @@
 """The tables, in SQLAlchemy Core: for migrations and for the cold queries of the command line.
 
-The hot statements are in `sqlite`; a test proves that migrating from nothing leads to exactly these tables.
+The hot statements are in `sqlite.statements`; a test proves that migrating from nothing leads to exactly these tables.
 Times are ISO 8601 text in UTC, which sorts as it stands; JSON is text. Inside, rows are known by `seq`; what people
 and programs see are UUIDs that sort by time.
 """

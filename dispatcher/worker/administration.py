@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dispatcher.engine.intake import Delivery, Receipt
     from dispatcher.store.operations import Changed, Operations
-    from dispatcher.store.sqlite import SqliteStore
+    from dispatcher.store.sqlite.store import SqliteStore
 
 # How long another process may hold the store without answering: it is starting, stopping or publishing.
 _PATIENCE_SECONDS: Final = 15.0
@@ -93,7 +93,7 @@ def _change_letters(
     from dispatcher.engine.intake import Intake  # noqa: PLC0415 - see `perform`
     from dispatcher.engine.unit import Overlay  # noqa: PLC0415
     from dispatcher.store.letters import Letters  # noqa: PLC0415
-    from dispatcher.store.transaction import SqliteTransaction  # noqa: PLC0415
+    from dispatcher.store.sqlite.transaction import SqliteTransaction  # noqa: PLC0415
 
     def take_in(delivery: Delivery) -> Receipt:
         # Within the transaction that closes the letter, so that a crash leaves both or neither.
@@ -214,8 +214,8 @@ class Administrator:
 
     @contextmanager
     def _holder(self) -> Iterator[Holder]:
-        from dispatcher.store.lock import socket_path  # noqa: PLC0415 - see `perform`
-        from dispatcher.store.sqlite import SqliteStore  # noqa: PLC0415
+        from dispatcher.store.sqlite.lock import socket_path  # noqa: PLC0415 - see `perform`
+        from dispatcher.store.sqlite.store import SqliteStore  # noqa: PLC0415
 
         with ControlClient(socket_path(self._store_path)) as client:
             try:

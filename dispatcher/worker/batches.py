@@ -17,8 +17,8 @@ from dispatcher.engine.machine import Engine
 from dispatcher.engine.records import OPEN_LANE, Changes, RunRow, as_text
 from dispatcher.errors import DispatcherError, RowsRefused
 from dispatcher.events.identity import uuid7
-from dispatcher.store.sqlite import SqliteStore
-from dispatcher.store.transaction import SqliteTransaction
+from dispatcher.store.sqlite.store import SqliteStore
+from dispatcher.store.sqlite.transaction import SqliteTransaction
 from dispatcher.telemetry import log
 from dispatcher.worker.calls import Calls
 from dispatcher.worker.inbox import Inbox

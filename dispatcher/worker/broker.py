@@ -21,7 +21,7 @@ from dispatcher.telemetry import log
 from dispatcher.worker.relay import Relay
 
 if TYPE_CHECKING:
-    from dispatcher.store.sqlite import SqliteStore
+    from dispatcher.store.sqlite.store import SqliteStore
     from dispatcher.worker.batches import Batches
 
 # How long a drain waits for a broker that it cannot reach, or that does not answer how much there is.

@@ -20,9 +20,9 @@ from dispatcher.rules.plan import Plan, load_plan
 from dispatcher.senders.vumi import VumiSender
 from dispatcher.settings import Settings, process_environ
 from dispatcher.sources.embedded import SOURCE as EMBEDDED
-from dispatcher.store.lock import slot_path, socket_path
 from dispatcher.store.retention import Keep, Retention
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.lock import slot_path, socket_path
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.telemetry import log
 from dispatcher.text.numbers import normalise_number
 from dispatcher.worker.administration import perform

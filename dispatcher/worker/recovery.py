@@ -13,7 +13,7 @@ from dispatcher import failpoints
 from dispatcher.clock import Clock
 from dispatcher.engine.records import as_text
 from dispatcher.events.identity import uuid7
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.telemetry import log
 from dispatcher.worker.batches import Batches
 from dispatcher.worker.guard import CrashGuard

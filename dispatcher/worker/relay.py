@@ -23,8 +23,8 @@ from dispatcher.telemetry import log
 from dispatcher.worker.lanes import Lane
 
 if TYPE_CHECKING:
-    from dispatcher.store.sqlite import SqliteStore
-    from dispatcher.store.transaction import SqliteTransaction
+    from dispatcher.store.sqlite.store import SqliteStore
+    from dispatcher.store.sqlite.transaction import SqliteTransaction
 
 # The first pause after a publish that was not taken, doubled each time, and the longest.
 _FIRST_PAUSE: Final = 1.0

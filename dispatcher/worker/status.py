@@ -8,7 +8,7 @@ from dispatcher.clock import Clock
 from dispatcher.errors import StoreUnusable
 from dispatcher.settings import Settings
 from dispatcher.store.gauges import FreshGauges, Gauges
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.worker.batches import Batches
 from dispatcher.worker.calls import Calls
 from dispatcher.worker.health import Pulse, Snapshot, is_live, is_ready

@@ -9,8 +9,8 @@ from contextlib import closing
 import pytest
 
 from dispatcher.cli import doctor
-from dispatcher.store.lock import socket_path
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.lock import socket_path
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.worker.control import ControlServer
 from tests.unit.cli.conftest import an_event
 

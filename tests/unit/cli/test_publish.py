@@ -10,8 +10,8 @@ from contextlib import closing
 import pytest
 
 from dispatcher.cli import publish
-from dispatcher.store.lock import StoreLock, socket_path
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.lock import StoreLock, socket_path
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.worker.control import ControlServer, WorkerStopping
 from tests.unit.cli.conftest import an_event
 

@@ -17,8 +17,8 @@ from dispatcher.cli import contacts, dead, events, messages, runs
 from dispatcher.engine import records
 from dispatcher.plugins.context import MessageState
 from dispatcher.store import operations
-from dispatcher.store.lock import socket_path
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.lock import socket_path
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.worker.administration import perform
 from dispatcher.worker.control import ControlServer
 from tests.unit.cli.conftest import an_event

@@ -19,7 +19,7 @@ from dispatcher.events.limits import Limits
 from dispatcher.plugins.registry import Installed, load_registry
 from dispatcher.rules.plan import load_plan
 from dispatcher.store import migrate
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.testing import FrozenClock
 from dispatcher.worker.connections import OpenConnections, PinnedChains
 

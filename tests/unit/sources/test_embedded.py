@@ -14,7 +14,7 @@ from dispatcher import failpoints
 from dispatcher.engine.intake import Intake
 from dispatcher.events.limits import Limits
 from dispatcher.sources.embedded import CHUNK_BODIES, admit, chunks
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.store import SqliteStore
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BODY = b'{"account_key": "a", "conversation_key": "c", "event_type": "t", "event_id": "%d"}'

@@ -10,7 +10,7 @@ from dispatcher.engine.records import as_text
 from dispatcher.errors import StoreUnusable
 from dispatcher.store import gauges
 from dispatcher.store.gauges import FreshGauges, Gauges, read_gauges
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.testing import FrozenClock
 
 BLANKS = {"TEXT": "", "INTEGER": 0, "BOOLEAN": 0, "BLOB": b""}

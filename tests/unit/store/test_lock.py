@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.errors import StoreInUse, StoreUnusable
-from dispatcher.store.lock import StoreLock, slot_path, socket_path
+from dispatcher.store.sqlite.lock import StoreLock, slot_path, socket_path
 
 
 def test_a_second_process_is_refused_and_told_who_holds_the_store(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_a_second_process_is_refused_and_told_who_holds_the_store(tmp_path: Path
 def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path: Path) -> None:
     store = tmp_path / "a.db"
     script = (
-        "import os, signal, sys; from pathlib import Path; from dispatcher.store.lock import StoreLock;"
+        "import os, signal, sys; from pathlib import Path; from dispatcher.store.sqlite.lock import StoreLock;"
         "StoreLock(Path(sys.argv[1])).acquire(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", script, str(store)], check=False)

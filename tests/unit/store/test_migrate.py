@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from dispatcher.errors import StoreUnusable
 from dispatcher.store import migrate
 from dispatcher.store.schema import metadata
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.testing import FrozenClock
 from dispatcher.worker.relay import Relay
 from tests.unit.worker.fakes import FakePublisher

@@ -6,7 +6,7 @@ import pytest
 
 from dispatcher import Done, Publish
 from dispatcher.engine.records import as_text
-from dispatcher.store.outbox import settle_held
+from dispatcher.store.sqlite.outbox import settle_held
 
 RULES = """
 chains:
@@ -203,7 +203,7 @@ def test_run_is_held_until_the_last_of_its_texts_is_reported_on(outbox):
 
 
 def test_store_that_is_opened_again_gives_new_rows_new_numbers(outbox):
-    from dispatcher.store.sqlite import SqliteStore
+    from dispatcher.store.sqlite.store import SqliteStore
 
     outbox.publish("one", "two")
     highest = max(seq for (seq,) in outbox.rows("outbox", "seq"))

@@ -15,7 +15,7 @@ from sqlalchemy import delete, exc, func, select
 from dispatcher.errors import NotFound, StoreUnusable
 from dispatcher.store.reading import open_reader
 from dispatcher.store.schema import facts
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.store import SqliteStore
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_log_of_a_killed_worker_is_not_passed_over_where_it_cannot_be_read(read_
 
 def kill_a_writer(path):
     script = (
-        "import os, signal, sys; from pathlib import Path; from dispatcher.store.sqlite import SqliteStore;"
+        "import os, signal, sys; from pathlib import Path; from dispatcher.store.sqlite.store import SqliteStore;"
         "store = SqliteStore.open(Path(sys.argv[1])); store.connection.execute(sys.argv[2]);"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -18,7 +18,7 @@ import sqlalchemy
 from dispatcher.engine.records import Changes, as_text
 from dispatcher.errors import RowsRefused, StoreInUse, StoreUnusable
 from dispatcher.sources.embedded import admit
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.store import SqliteStore
 
 ONE = "chains: [{name: c, on: {event_type: done}, steps: [{handler: scripted}]}]\n"
 WAITING = "chains: [{name: c, on: {event_type: done}, steps: [{wait: 1h}]}]\n"
@@ -219,7 +219,7 @@ def test_killed_writer_leaves_what_it_had_committed_and_nothing_else(tmp_path, e
     path = tmp_path / "store.db"
     path.write_bytes(empty_store.read_bytes())
     script = (
-        "import os, sys; from pathlib import Path; from dispatcher.store.sqlite import SqliteStore;"
+        "import os, sys; from pathlib import Path; from dispatcher.store.sqlite.store import SqliteStore;"
         "from dispatcher.engine.records import Changes;"
         "store = SqliteStore.open(Path(sys.argv[1])); row = ('delivery', 'bad_json', '', None, None, None, b'x', 'at');"
         "committed, other = Changes(), Changes();"

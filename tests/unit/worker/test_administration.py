@@ -10,8 +10,8 @@ import pytest
 
 from dispatcher.errors import NotFound, StoreInUse, StoreUnusable, UsageError
 from dispatcher.events.limits import Limits
-from dispatcher.store.lock import socket_path
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.lock import socket_path
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.worker import administration
 from dispatcher.worker.administration import Administrator, perform, user_name
 from dispatcher.worker.control import ControlServer, WorkerStopping

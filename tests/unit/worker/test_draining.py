@@ -15,7 +15,7 @@ from dispatcher import Done, Effect, Handler, Service
 from dispatcher.errors import CannotStart, RulebookRefused
 from dispatcher.plugins.registry import Installed
 from dispatcher.settings import Settings
-from dispatcher.store.sqlite import SqliteStore
+from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.testing import FrozenClock
 from dispatcher.worker import loop
 from dispatcher.worker.calls import Calls

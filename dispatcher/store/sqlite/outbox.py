@@ -8,7 +8,7 @@ from datetime import datetime
 
 from dispatcher.engine.records import OutboxRow, as_text
 from dispatcher.events.identity import uuid7
-from dispatcher.store import statements as sql
+from dispatcher.store.sqlite import statements as sql
 
 
 class SqliteOutbox:

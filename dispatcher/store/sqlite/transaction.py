@@ -16,12 +16,12 @@ from dispatcher.engine.records import OUTBOX_COLUMNS, Changes, Remembered, RunRo
 from dispatcher.errors import RowsRefused
 from dispatcher.plugins.context import Contact, Message
 from dispatcher.store import rows
-from dispatcher.store import statements as sql
-from dispatcher.store.outbox import SqliteOutbox, settle_held
+from dispatcher.store.sqlite import statements as sql
+from dispatcher.store.sqlite.outbox import SqliteOutbox, settle_held
 from dispatcher.store.suppressions import ERASED, number_hash
 
 if TYPE_CHECKING:
-    from dispatcher.store.sqlite import SqliteStore
+    from dispatcher.store.sqlite.store import SqliteStore
 
 # How many accounts share one batch at most; the others have their turn in the next ones.
 _ACCOUNTS_A_TURN = 32

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dispatcher.errors import StoreUnusable
 from dispatcher.store import migrate
-from dispatcher.store import statements as sql
-from dispatcher.store.lock import StoreLock
-from dispatcher.store.outbox import SqliteOutbox
-from dispatcher.store.transaction import SqliteTransaction
+from dispatcher.store.sqlite import statements as sql
+from dispatcher.store.sqlite.lock import StoreLock
+from dispatcher.store.sqlite.outbox import SqliteOutbox
+from dispatcher.store.sqlite.transaction import SqliteTransaction
 
 if TYPE_CHECKING:
     import sqlalchemy
