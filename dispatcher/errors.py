@@ -8,6 +8,8 @@
     │   └── StoreUnusable           unreadable, read-only, newer than this version, full
     ├── BrokerUnreachable           no connection to RabbitMQ (exit code 4)
     ├── RowsRefused                 a row of a batch cannot be stored
+    ├── Contended                   another worker was faster; nothing was done, and trying again helps
+    ├── LeaseLost                   this worker was taken for dead, and its work taken over (exit code 75)
     ├── NotFound                    an id names nothing in the store
     ├── NotPossible                 the thing named is in a state that does not allow the request
     └── UsageError                  arguments that contradict each other (exit code 2)
@@ -97,6 +99,14 @@ class BrokerUnreachable(DispatcherError):
 
 class RowsRefused(DispatcherError):
     """The database takes a row of a batch for impossible; the batch is halved until the culprit is found."""
+
+
+class Contended(DispatcherError):
+    """Another process has in hand, or has just done, what this one was about to: nothing was done; try again."""
+
+
+class LeaseLost(DispatcherError):
+    """This worker was silent for so long that another has taken its work over: it may write nothing more."""
 
 
 class NotFound(DispatcherError):

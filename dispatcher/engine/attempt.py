@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from dispatcher.engine.records import LONGEST_NAME, Run
 from dispatcher.engine.unit import StepContext
+from dispatcher.errors import Contended
 from dispatcher.plugins.boundary import Escaped, contained, contained_later
 from dispatcher.plugins.handler import Handler
 from dispatcher.plugins.outcomes import Done, Emit, Failed, Outcome, Publish, RetryLater, Unknown
@@ -96,7 +97,13 @@ async def awaited(returned: Any, handler: Handler, event_type: str) -> Outcome:
 
 
 def outcome_of_error(error: BaseException, handler: Handler | type[Handler]) -> Outcome:
-    """Return the outcome of an attempt that ended with an exception: transient ones are tried again."""
+    """Return the outcome of an attempt that ended with an exception: transient ones are tried again.
+
+    Raises Contended: what another worker has in hand is no outcome, and the batch is tried again as a whole. What a
+    call brought back must not be forgotten over it.
+    """
+    if isinstance(error, Contended):
+        raise error
     said = f"{type(error).__name__}: {_sayable(error)}".rstrip(": ")
     if isinstance(error, (*_TRANSIENT, *handler.transient)):
         return RetryLater(reason=said)

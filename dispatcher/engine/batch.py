@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Awaitable, Iterable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Iterable, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dispatcher.engine.attempt import Attempt, bind, concluded, guarded, prepared, scope_of
+from dispatcher.engine.call import Call, CallReturn
 from dispatcher.engine.counts import Counts
 from dispatcher.engine.emits import Emitter
 from dispatcher.engine.intake import Delivery, Receipt
@@ -34,34 +34,6 @@ if TYPE_CHECKING:
     from dispatcher.engine.machine import Engine
 
 _CRASHED = "the worker stopped while the call was under way"
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call to start once the batch is committed."""
-
-    run_seq: int
-    position: int
-    attempt: int
-    lane: str
-    handler: Handler
-    stored: StoredEvent
-    context: CallContext
-    timeout: timedelta
-    keyed: bool
-    chain: str
-    step_id: str
-    # What the call began with, to settle it by when the rulebook has no room for its chain any more.
-    pinned: Chain | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CallReturn:
-    """What a call brought back, and after how many seconds."""
-
-    call: Call
-    outcome: Outcome
-    seconds: float = 0.0
 
 
 class Batch:
@@ -126,6 +98,10 @@ class Batch:
     def finish(self, rows: Iterable[RunRow], returns: Iterable[CallReturn]) -> None:
         """Take calls that came back. A run that is no longer at that attempt keeps its state: it was taken over."""
         by_seq = {row.values["seq"]: row for row in rows}
+        returns = list(returns)
+        self._prefetch_numbers(
+            (returned.call.handler, returned.call.stored, returned.call.numbers) for returned in returns
+        )
         for returned in returns:
             call = returned.call
             row = by_seq.get(call.run_seq)
@@ -188,7 +164,7 @@ class Batch:
             self._prefetch(wave)
             self._active = []
             for attempt in wave:
-                if self.counts.steps and self._spent():
+                if (self.counts.steps and self._spent()) or (self.overlay.busy and self._is_busy(attempt)):
                     self._transitions.park(attempt.run)
                     continue
                 self._execute(attempt)
@@ -200,6 +176,13 @@ class Batch:
             self._put_off(run)
         self._active = []
         self.engine.guard.leave()
+
+    def _is_busy(self, attempt: Attempt) -> bool:
+        """Whether another worker has the contact in hand that the attempt is about."""
+        account = attempt.run.stored.event.account_key
+        return any(
+            (account, getattr(attempt.handler, name)) in self.overlay.busy for name in attempt.step.number_params
+        )
 
     def _put_off(self, run: Run) -> None:
         """Leave a run that may go on to a later batch."""
@@ -264,15 +247,18 @@ class Batch:
         return None
 
     def _prefetch(self, wave: list[Attempt]) -> None:
-        """Read in bulk what the handlers of this wave are known to open, by the numbers among their params."""
+        self._prefetch_numbers((attempt.handler, attempt.run.stored, attempt.step.number_params) for attempt in wave)
+
+    def _prefetch_numbers(self, opened: Iterable[tuple[Handler, StoredEvent, Sequence[str]]]) -> None:
+        """Read in bulk what handlers are known to open, by the numbers among their params."""
         contacts, opt_outs = [], []
-        for attempt in wave:
-            asked = self.engine.asked.get(type(attempt.handler))
+        for handler, stored, names in opened:
+            asked = self.engine.asked.get(type(handler))
             if not asked:
                 continue
-            account = attempt.run.stored.event.account_key
-            for name in attempt.step.number_params:
-                number = getattr(attempt.handler, name)
+            account = stored.event.account_key
+            for name in names:
+                number = getattr(handler, name)
                 if number is not None:
                     if "contacts" in asked:
                         contacts.append((account, number))
@@ -329,6 +315,7 @@ class Batch:
                 chain=run.chain.name,
                 step_id=step.id,
                 pinned=run.chain,
+                numbers=step.number_params,
             )
         )
 

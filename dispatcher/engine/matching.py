@@ -78,7 +78,9 @@ def start_runs(stored: StoredEvent, plan: Plan, overlay: Overlay) -> list[Run]:
         row[_STATE], row[_DIGEST], row[_NOTE] = state, plan.digest, note
         row[_TYPE], row[_SUBJECT] = full.conversation_type, full.subject
     else:
-        changes.event_states.append((state, plan.digest, full.conversation_type, full.subject, note, stored.seq))
+        changes.event_states.append(
+            (state, plan.digest, full.conversation_type, full.subject, note, stored.seq, stored.received_on)
+        )
     runs = []
     for chain in chains:
         run = Run(

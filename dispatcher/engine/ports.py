@@ -18,6 +18,27 @@ Key = tuple[str, str]  # (account_key, number) or (account_key, event_id)
 class Reads(Protocol):
     """Bulk reads within the batch's transaction. Keys that name nothing are absent from the answer."""
 
+    @property
+    def shared(self) -> bool:
+        """Whether other workers write the same store, and consume the same queues."""
+        ...
+
+    def lock_contacts(self, keys: Iterable[Key]) -> set[Key]:
+        """Keep other workers from these contacts until the transaction ends, whether they exist or not.
+
+        The first call of a transaction waits for whoever has them. Later ones do not, as two that wait for each other
+        would do so for ever: they return the keys that another worker has.
+        """
+        ...
+
+    def repeated(self, queue: str, epoch: str, digest: bytes) -> Remembered | None:
+        """Take away and return a remembered delivery of this queue, with this digest, of a channel that has ended.
+
+        For stores that are shared. None when there is none. Raises Contended when there is one, of a channel which a
+        live worker holds open as far as anybody knows.
+        """
+        ...
+
     def known_events(self, keys: Iterable[Key]) -> dict[Key, bytes]:
         """Return the body hash of each (account, event id) that was seen before."""
         ...

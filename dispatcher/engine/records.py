@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 EventState = Literal["new", "matched", "unmatched", "dead"]
 RunState = Literal["ready", "running", "waiting", "retrying", "held", "done", "failed", "cancelled"]
 StepState = Literal["ready", "started", "done", "failed", "unknown", "skipped"]
+# How a run is known inside: its `seq`, and the day by which big tables are partitioned.
+RunKey = tuple[int, str]
 DeadKind = Literal["delivery", "event", "run"]
 
 EVENT_COLUMNS = (
@@ -208,12 +210,12 @@ class Changes:
 
     events: dict[int, list[Any]] = field(default_factory=dict)
     event_ids: list[tuple[Any, ...]] = field(default_factory=list)
-    # (state, rulebook_digest, conversation_type, subject, note, seq)
+    # (state, rulebook_digest, conversation_type, subject, note, seq, received_on)
     event_states: list[tuple[Any, ...]] = field(default_factory=list)
     chains: dict[str, Chain] = field(default_factory=dict)
     new_runs: list[Run] = field(default_factory=list)
     changed_runs: dict[int, Run] = field(default_factory=dict)
-    # (state, error, finished_at, seq) of runs whose chain can no longer be bound
+    # (state, error, finished_at, seq, received_on) of runs whose chain can no longer be bound
     unbound_runs: list[tuple[Any, ...]] = field(default_factory=list)
     steps: list[tuple[Any, ...]] = field(default_factory=list)
     contacts: dict[tuple[str, str], Contact] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """Deliveries without an id that a broker brings again: told from equal ones that are new by the order they come in.
 
-A broker forgets what it gets an ack for, and a batch is acked by one ack: so it forgets a whole batch or none of it.
+Where several workers consume a queue that order is lost, and only the bodies are compared. For one alone:
+a broker forgets what it gets an ack for, and a batch is acked by one ack: so it forgets a whole batch or none of it.
 What a channel left behind comes again in its order, marked as redelivered. So what comes again of a channel begins with
 the first delivery of one of its batches, goes on without a gap to the last one that was taken in, and then come those
 that were handed out and never taken in. What does not fit in is new, however equal it is.
@@ -149,6 +150,12 @@ def find_repetition(overlay: Overlay, delivery: Delivery) -> Remembered | None:
     """
     if not delivery.redelivered or delivery.epoch is None or delivery.queue is None:
         return None
+    if overlay.reads.shared:
+        # The order is lost: what one channel left comes again through several. Each row absorbs one of them.
+        found = overlay.reads.repeated(delivery.queue, delivery.epoch, _digest(delivery))
+        if found is not None:
+            remember(overlay, delivery, found.event_id, found.origin)
+        return found
     walk = overlay.walks.get(delivery.queue)
     if walk is None or walk.epoch != delivery.epoch:
         walk = Walk(delivery.epoch, overlay.reads.unacked(delivery.queue, delivery.epoch))

@@ -66,7 +66,9 @@ class Transitions:
     def cannot_bind(self, row: RunRow, reason: str) -> None:
         """Hold a run whose chain no longer fits the installed handlers."""
         values = row.values
-        self._changes.unbound_runs.append(("held", f"cannot_bind: {reason}", None, values["seq"]))
+        self._changes.unbound_runs.append(
+            ("held", f"cannot_bind: {reason}", None, values["seq"], values["received_on"])
+        )
         self._dead_letter("cannot_bind", reason, values["account_key"], row.stored.event.event_id, values["run_id"])
 
     def park(self, run: Run) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dispatcher.engine.ports import Connections, Key, Reads
 from dispatcher.engine.records import Changes, Run, as_text
+from dispatcher.errors import Contended
 from dispatcher.events.identity import derived_uuid7, to_hex
 from dispatcher.plugins.context import Contact, Contacts, Message, Messages, MessageState, OptOuts
 from dispatcher.plugins.services import Sender, Service
@@ -38,6 +39,8 @@ class Overlay:
         self.changes = Changes()
         self.contacts: dict[Key, Contact | None] = {}
         self.opt_outs: dict[Key, str | None] = {}
+        # Contacts that another worker has in hand.
+        self.busy: set[Key] = set()
         # For `engine.redelivery`: how far what comes again has come, by queue; what was handed in, and of it what comes
         # again, by epoch; and the first delivery of the batch that is remembered, by epoch.
         self.walks: dict[str, Walk] = {}
@@ -46,9 +49,11 @@ class Overlay:
         self.firsts: dict[str, int] = {}
 
     def contact(self, key: Key) -> Contact | None:
-        """Return the contact with this key as the batch sees it."""
+        """Return the contact with this key as the batch sees it. Raises Contended while another worker has it."""
         if key not in self.contacts:
             self.prefetch_contacts([key])
+        if key in self.busy:
+            raise Contended("another worker has a contact of this batch in hand.")
         return self.contacts[key]
 
     def opt_out(self, key: Key) -> str | None:
@@ -58,9 +63,10 @@ class Overlay:
         return self.opt_outs[key]
 
     def prefetch_contacts(self, keys: Iterable[Key]) -> None:
-        """Read these contacts in one go, unless the batch knows them."""
+        """Keep these contacts to the batch and read them in one go, unless it knows them."""
         wanted = {key for key in keys if key not in self.contacts}
         if wanted:
+            self.busy |= self.reads.lock_contacts(wanted)
             found = self.reads.contacts(wanted)
             for key in wanted:
                 self.contacts[key] = found.get(key)

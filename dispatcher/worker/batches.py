@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from dispatcher import failpoints
 from dispatcher.clock import Clock
-from dispatcher.engine.batch import Batch, CallReturn
+from dispatcher.engine.batch import Batch
+from dispatcher.engine.call import CallReturn
 from dispatcher.engine.counts import Counts
 from dispatcher.engine.intake import Receipt
 from dispatcher.engine.machine import Engine
@@ -197,7 +198,7 @@ class Batches:
             if work.due:
                 batch.resume(work.due)
             if work.returns:
-                rows = transaction.runs([returned.call.run_seq for returned in work.returns])
+                rows = transaction.runs([returned.call.run_key for returned in work.returns])
                 batch.finish(rows, work.returns)
             if work.abandoned:
                 batch.recover(work.abandoned)
@@ -266,14 +267,22 @@ class Batches:
                 event = stored.event
                 account, event_id = event.account_key, event.event_id
                 changes.event_states.append(
-                    ("dead", self._engine.plan.digest, event.conversation_type, event.subject, detail, stored.seq)
+                    (
+                        "dead",
+                        self._engine.plan.digest,
+                        event.conversation_type,
+                        event.subject,
+                        detail,
+                        stored.seq,
+                        stored.received_on,
+                    )
                 )
             else:
                 rows = [*work.due, *work.abandoned]
-                rows += transaction.runs([returned.call.run_seq for returned in work.returns])
+                rows += transaction.runs([returned.call.run_key for returned in work.returns])
                 values, kind = rows[0].values, "run"
                 account, event_id, run_id = values["account_key"], values["event_id"], values["run_id"]
-                changes.unbound_runs.append(("failed", detail, at, values["seq"]))
+                changes.unbound_runs.append(("failed", detail, at, values["seq"], values["received_on"]))
             self.totals.parked("failed")
             dead_id = uuid7(int(now.timestamp() * 1000))
             changes.dead_letters.append((dead_id, kind, "failed", detail, account, event_id, run_id, body, at))

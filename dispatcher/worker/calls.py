@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from dispatcher.clock import Clock
 from dispatcher.engine.attempt import awaited, guarded
-from dispatcher.engine.batch import Call, CallReturn
+from dispatcher.engine.call import Call, CallReturn
 from dispatcher.plugins.outcomes import Outcome, RetryLater, Unknown
 from dispatcher.plugins.services import Service
 from dispatcher.telemetry import log

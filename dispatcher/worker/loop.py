@@ -13,12 +13,10 @@ from dispatcher.clock import Clock, SystemClock
 from dispatcher.engine.emits import LoopGuard
 from dispatcher.engine.machine import Budget, Engine
 from dispatcher.engine.records import as_time
-from dispatcher.errors import CannotStart, DispatcherError, StoreUnusable
+from dispatcher.errors import DispatcherError, StoreUnusable
 from dispatcher.events.limits import Limits
-from dispatcher.plugins.registry import load_registry
-from dispatcher.rules.plan import Plan, load_plan
-from dispatcher.senders.vumi import VumiSender
-from dispatcher.settings import Settings, process_environ
+from dispatcher.rules.plan import Plan
+from dispatcher.settings import Settings
 from dispatcher.sources.embedded import SOURCE as EMBEDDED
 from dispatcher.store.retention import Keep, Retention
 from dispatcher.store.sqlite.lock import slot_path, socket_path
@@ -32,7 +30,7 @@ from dispatcher.worker.control import ControlServer, WorkerStopping
 from dispatcher.worker.guard import EXIT_RESTART, CrashGuard, Watchdog
 from dispatcher.worker.inbox import Inbox
 from dispatcher.worker.recovery import Recovery
-from dispatcher.worker.rulebooks import Rulebooks, tell_disabled
+from dispatcher.worker.rulebooks import Rulebooks, read_plan, tell_disabled
 from dispatcher.worker.signals import Signals, Wakeup
 from dispatcher.worker.status import Status
 
@@ -58,24 +56,8 @@ def run_worker(settings: Settings, *, drain: bool) -> int:
 
     Raises CannotStart (RulebookRefused, StoreInUse, StoreUnusable) before anything was done.
     """
-
-    def load() -> Plan:
-        plan = load_plan(
-            settings.rulebook,
-            load_registry(),
-            default_region=settings.default_region,
-            environ=process_environ(),
-        )
-        if settings.amqp_url is None:
-            _refuse_texts_by_broker(plan)
-        else:
-            from dispatcher.worker.broker import queues_of  # noqa: PLC0415 - brings pika
-
-            queues_of(settings, plan)  # here, so that a reload refuses the rulebook and keeps the old one
-        return plan
-
-    plan = load()
-    worker = Worker(settings, SqliteStore.open(settings.store_path), plan, load=load)
+    plan = read_plan(settings)
+    worker = Worker(settings, SqliteStore.open(settings.store_path), plan, load=lambda: read_plan(settings))
     return worker.run(drain=drain)
 
 
@@ -381,15 +363,3 @@ class Worker:
         self._signals.restore()
         self._store.close()
         self._wakeup.close()
-
-
-def _refuse_texts_by_broker(plan: Plan) -> None:
-    """Raise CannotStart when a chain sends by a sender that needs a broker: there is none."""
-    for chain in plan.chains:
-        for step in chain.steps:
-            kind, _, name = (step.settled.connection or "" if step.settled else "").partition(":")
-            if kind == "sender" and isinstance(plan.senders[name], VumiSender):
-                raise CannotStart(
-                    f"the chain {chain.name!r} sends by {name!r}, which publishes to RabbitMQ, and no broker is named.",
-                    hint="Give --amqp or DISPATCHER_AMQP_URL.",
-                )

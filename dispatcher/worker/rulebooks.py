@@ -10,9 +10,29 @@ import threading
 from collections.abc import Callable
 
 from dispatcher.errors import CannotStart, DispatcherError, RulebookRefused
-from dispatcher.rules.plan import Plan
+from dispatcher.plugins.registry import load_registry
+from dispatcher.rules.plan import Plan, load_plan
+from dispatcher.senders.vumi import VumiSender
+from dispatcher.settings import Settings, process_environ
 from dispatcher.telemetry import log
 from dispatcher.worker.connections import OpenConnections, PinnedChains
+
+
+def read_plan(settings: Settings) -> Plan:
+    """Read the rulebook that the settings name, for a worker with these settings.
+
+    Raises RulebookRefused, and CannotStart for what only the two together make impossible.
+    """
+    plan = load_plan(
+        settings.rulebook, load_registry(), default_region=settings.default_region, environ=process_environ()
+    )
+    if settings.amqp_url is None:
+        _refuse_texts_by_broker(plan)
+    else:
+        from dispatcher.worker.broker import queues_of  # noqa: PLC0415 - brings pika
+
+        queues_of(settings, plan)  # here, so that a reload refuses the rulebook and keeps the old one
+    return plan
 
 
 class Rulebooks:
@@ -97,3 +117,15 @@ def tell_disabled(plan: Plan) -> None:
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
         log.error("chain.disabled", chains=len(names), such_as=names[:5], reason=reason)
+
+
+def _refuse_texts_by_broker(plan: Plan) -> None:
+    """Raise CannotStart when a chain sends by a sender that needs a broker: there is none."""
+    for chain in plan.chains:
+        for step in chain.steps:
+            kind, _, name = (step.settled.connection or "" if step.settled else "").partition(":")
+            if kind == "sender" and isinstance(plan.senders[name], VumiSender):
+                raise CannotStart(
+                    f"the chain {chain.name!r} sends by {name!r}, which publishes to RabbitMQ, and no broker is named.",
+                    hint="Give --amqp or DISPATCHER_AMQP_URL.",
+                )

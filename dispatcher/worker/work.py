@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from dispatcher.engine.batch import CallReturn
+from dispatcher.engine.call import CallReturn
 from dispatcher.engine.intake import Delivery, Receipt
 from dispatcher.engine.records import RunRow, StoredEvent
 

@@ -36,12 +36,15 @@ INSERT_CHAIN = _insert("chains", ("digest", "name", "text", "first_used_at"), "I
 INSERT_EVENT = _insert("events", EVENT_COLUMNS)
 INSERT_EVENT_ID = _insert("event_ids", EVENT_ID_COLUMNS)
 UPDATE_EVENT_STATE = (
-    "UPDATE events SET state = ?, rulebook_digest = ?, conversation_type = ?, subject = ?, note = ? WHERE seq = ?"
+    "UPDATE events SET state = ?, rulebook_digest = ?, conversation_type = ?, subject = ?, note = ? "
+    "WHERE seq = ? AND received_on = ?"
 )
 INSERT_RUN = _insert("runs", RUN_COLUMNS)
 _CHANGES = ", ".join(f'"{column}" = ?' for column in RUN_COLUMNS[RUN_FIXED:])
 UPDATE_RUN = f"UPDATE runs SET {_CHANGES} WHERE seq = ?"  # noqa: S608
-UPDATE_UNBOUND_RUN = "UPDATE runs SET state = ?, error = ?, finished_at = ?, due_at = NULL, lane = '' WHERE seq = ?"
+UPDATE_UNBOUND_RUN = (
+    "UPDATE runs SET state = ?, error = ?, finished_at = ?, due_at = NULL, lane = '' WHERE seq = ? AND received_on = ?"
+)
 UPSERT_STEP = _upsert(
     "steps",
     STEP_COLUMNS,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dispatcher import failpoints
 from dispatcher.engine.ports import Key
-from dispatcher.engine.records import OUTBOX_COLUMNS, Changes, Remembered, RunRow, StoredEvent, Texted
+from dispatcher.engine.records import OUTBOX_COLUMNS, Changes, Remembered, RunKey, RunRow, StoredEvent, Texted
 from dispatcher.errors import RowsRefused
 from dispatcher.plugins.context import Contact, Message
 from dispatcher.store import rows
@@ -44,7 +44,15 @@ class SqliteTransaction:
         self._connection.execute("COMMIT")
         failpoints.reach("batch.after_commit")
 
-    # Reads: see engine.ports.Reads.
+    # Reads: see engine.ports.Reads. There is no other writer whom anything would have to be kept from.
+
+    shared = False
+
+    def lock_contacts(self, keys: Iterable[Key]) -> set[Key]:
+        return set()
+
+    def repeated(self, queue: str, epoch: str, digest: bytes) -> Remembered | None:
+        raise AssertionError("a queue that one worker consumes brings its deliveries again in their order")
 
     def known_events(self, keys: Iterable[Key]) -> dict[Key, bytes]:
         return {key: row[0] for key in keys if (row := self._one(sql.KNOWN_EVENT, key)) is not None}
@@ -129,22 +137,25 @@ class SqliteTransaction:
                 chosen.update((row[0], None) for row in self._all(sql.DUE_OF_ACCOUNT, (lane, account, now, share)))
             chosen.update(dict.fromkeys(seqs))
             seqs = list(chosen)[:limit]
-        return self.runs(seqs)
+        return self._runs(seqs)
 
     def take_due_of_event(self, event_seq: int, now: str) -> list[RunRow]:
         """Return the due runs of one event, whatever their lane."""
-        return self.runs([row[0] for row in self._all(sql.DUE_OF_EVENT, (event_seq, now))])
+        return self._runs([row[0] for row in self._all(sql.DUE_OF_EVENT, (event_seq, now))])
 
     def take_running(self) -> list[RunRow]:
         """Return the runs whose call was under way: at the start of a worker, those that a crash left behind."""
-        return self.runs([row[0] for row in self._all(sql.RUNNING, ())])
+        return self._runs([row[0] for row in self._all(sql.RUNNING, ())])
 
     def take_running_of_event(self, event_seq: int) -> list[RunRow]:
         """Return the runs of one event whose call was under way."""
-        return self.runs([row[0] for row in self._all(sql.RUNNING_OF_EVENT, (event_seq,))])
+        return self._runs([row[0] for row in self._all(sql.RUNNING_OF_EVENT, (event_seq,))])
 
-    def runs(self, seqs: Iterable[int]) -> list[RunRow]:
+    def runs(self, keys: Iterable[RunKey]) -> list[RunRow]:
         """Return these runs with their events and the journal of their steps."""
+        return self._runs(seq for seq, _ in keys)
+
+    def _runs(self, seqs: Iterable[int]) -> list[RunRow]:
         found = []
         for seq in seqs:
             row = self._one(sql.RUN_WITH_EVENT, (seq,))

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from dispatcher import Context, Done, Effect, Event, Handler, Msisdn
-from dispatcher.engine.batch import CallReturn
+from dispatcher.engine.call import CallReturn
 from dispatcher.engine.emits import LoopGuard
 from dispatcher.engine.intake import Delivery
 from dispatcher.engine.machine import Budget, Engine
@@ -172,7 +172,7 @@ class World:
         self.slots.release(call.lane)
         with self.store.transaction() as transaction:
             batch = self.engine.begin(transaction)
-            batch.finish(transaction.runs([call.run_seq]), [CallReturn(call, outcome)])
+            batch.finish(transaction.runs([call.run_key]), [CallReturn(call, outcome)])
             batch.advance()
             transaction.flush(batch.overlay.changes)
             transaction.commit()

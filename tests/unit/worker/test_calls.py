@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from dispatcher import Done, Effect, Failed, Handler, Rate, RetryLater, Service, Unknown
-from dispatcher.engine.batch import Call
+from dispatcher.engine.call import Call
 from dispatcher.engine.records import StoredEvent
 from dispatcher.testing import FrozenClock, an_event
 from dispatcher.worker.calls import Calls
