@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from dispatcher.errors import SettingsRefused
+from dispatcher import urls
+from dispatcher.errors import SettingsRefused, StoreUnusable
+from dispatcher.urls import check_amqp_url, check_store_url
 
 PREFIX: Final = "DISPATCHER_"
 
@@ -29,55 +31,10 @@ _LONGEST_QUEUE: Final = _LONGEST_NAME - len(".dead")
 _KUBERNETES: Final = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 
 
-def _check_store(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        raise ValueError(f'a store is named by a URL: write "sqlite:///{url}"')
-    # The rest of another URL may hold a password, so only its scheme is repeated.
-    if scheme.startswith("postgres"):
-        raise ValueError(f"{scheme}:// needs a later version; this one keeps its store in a file: sqlite:///FILE")
-    if scheme != "sqlite":
-        raise ValueError(f"{scheme}:// is no store; write sqlite:///FILE")
-    if not rest.startswith("/"):
-        raise ValueError('a file takes three slashes, an absolute path four: "sqlite:///FILE", "sqlite:////DIR/FILE"')
-    if rest[1:] in ("", ":memory:") or rest.endswith("/"):
-        raise ValueError("the store must be a file, since it has to outlive the process: sqlite:///FILE")
-    if "?" in rest or "\0" in rest:
-        raise ValueError("a store takes no options: write sqlite:///FILE")
-    return url
-
-
 def _check_region(region: str) -> str:
     if not re.fullmatch(r"[A-Za-z]{2}", region):
         raise ValueError('a region is a country code of two letters, such as "ZA"')
     return region.upper()
-
-
-def _check_amqp_url(url: str) -> str:
-    """Refuse what names no broker. No message repeats a part of the URL in which a password may stand."""
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        raise ValueError("a broker is named by a URL: amqp://USER:PASSWORD@HOST/VHOST")
-    if scheme not in ("amqp", "amqps"):
-        known = f"{scheme}:// is no broker" if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) else "this is no URL"
-        raise ValueError(f"{known}; write amqp://USER:PASSWORD@HOST/VHOST, or amqps:// for TLS")
-    encoded = "in a user, password or vhost, write %40 for @, %2F for /, %3A for :, %23 for #, %3F for ?, %25 for %"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise ValueError(f"the host or the port cannot be read; {encoded}") from None
-    if not parts.hostname or port == 0:
-        raise ValueError("it names no host; write amqp://USER:PASSWORD@HOST/VHOST")
-    if parts.query or parts.fragment or "?" in url or "#" in url:
-        raise ValueError(f"a broker's URL takes no options, they are settings of their own (AMQP_...); {encoded}")
-    if re.fullmatch(r"/[^/@]*/", parts.path) and parts.netloc.count("@") <= 1:
-        raise ValueError("a vhost ends without a slash: drop the last one, or write %2F where it belongs to the vhost")
-    if parts.netloc.count("@") > 1 or re.search(r"[/@]", parts.path[1:]) or re.search(r"[\x00-\x20\x7f]", url):
-        raise ValueError(f"it cannot be read without doubt; {encoded}")
-    if re.search(r"%(?![0-9A-Fa-f]{2})", url):
-        raise ValueError(f"a % must be followed by two digits; {encoded}")
-    return url
 
 
 def _check_exchange(name: str) -> str:
@@ -126,9 +83,27 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    store: Annotated[str, AfterValidator(_check_store)] = Field(
-        default="sqlite:///dispatcher.db", description="where events, runs, contacts and messages are kept"
+    store: Annotated[str, AfterValidator(check_store_url)] = Field(
+        default="sqlite:///dispatcher.db",
+        repr=False,
+        description="where events, runs, contacts and messages are kept: sqlite:///FILE, or "
+        "postgresql://USER:PASSWORD@HOST/DATABASE",
     )
+    store_password_file: Path | None = Field(
+        default=None, description="a file with the password of a PostgreSQL store, read again at each connection"
+    )
+    state: Path = Field(
+        default=Path(),
+        description="the folder for what a worker notes beside a PostgreSQL store: what it has in hand, for after a "
+        "crash",
+    )
+    lease_seconds: float = Field(
+        default=60.0,
+        ge=1,
+        le=3_600,
+        description="after which silence a worker counts as dead and its work is taken over, in seconds",
+    )
+    workers: Positive = Field(default=1, le=256, description="how many worker processes `dispatcher run` starts")
     rulebook: Path = Field(default=Path("config/handlers.yaml"), description="the rulebook's file")
     default_region: Annotated[str, AfterValidator(_check_region)] | None = Field(
         default=None, description='the region in which numbers without "+" are read, where the rulebook names none'
@@ -166,7 +141,7 @@ class Settings(BaseModel):
     keep_failed_days: Days = Field(default=90, description="how long what failed is kept, in days")
     keep_skipped_days: Days = Field(default=30, description="how long what matched no chain is kept, in days")
 
-    amqp_url: Annotated[str, AfterValidator(_check_amqp_url)] | None = Field(
+    amqp_url: Annotated[str, AfterValidator(check_amqp_url)] | None = Field(
         default=None, repr=False, description="the broker to take events from, amqp://USER:PASSWORD@HOST/VHOST"
     )
     amqp_password_file: Path | None = Field(
@@ -217,19 +192,46 @@ class Settings(BaseModel):
     failpoints: str = Field(default="", description="where this process shall fail on purpose; for tests")
 
     @property
+    def store_kind(self) -> Literal["sqlite", "postgresql"]:
+        """Which database `store` names: a file that one process writes, or a server that many share."""
+        return "sqlite" if self.store.startswith(urls.SQLITE) else "postgresql"
+
+    @property
     def store_path(self) -> Path:
-        """The file that `store` names."""
-        return Path(self.store.removeprefix("sqlite:///"))
+        """The file that `store` names. Raises RuntimeError for a store that is none: ask `store_kind` first."""
+        if self.store_kind != "sqlite":
+            raise RuntimeError("a PostgreSQL store is no file: whoever asks for its path must ask for its kind first")
+        return Path(self.store.removeprefix(urls.SQLITE))
+
+    @property
+    def store_shown(self) -> str:
+        """The store as people and logs may see it: its file, or its URL with the password masked."""
+        return urls.shown_store(self.store)
+
+    def store_url(self) -> str:
+        """Return the URL to open the store by, with the password that is in its file now.
+
+        Raises StoreUnusable when that cannot be read. Not to be shown: see `store_shown`.
+        """
+        if self.store_password_file is None:
+            return self.store
+        try:
+            password = self.store_password_file.read_text("utf-8").rstrip("\r\n")
+        except OSError as error:
+            said = f"cannot be read: {error.strerror}"
+        except UnicodeDecodeError:
+            said = "is no UTF-8 text"
+        else:
+            return urls.with_password(self.store, password)
+        raise StoreUnusable(
+            f"the store's password file {self.store_password_file} {said}.",
+            hint=f"{PREFIX}STORE_PASSWORD_FILE names it.",
+        )
 
     @property
     def amqp_url_shown(self) -> str | None:
         """The broker's URL as people and logs may see it: with its password masked."""
-        if self.amqp_url is None:
-            return None
-        parts = urlsplit(self.amqp_url)
-        credentials, at, host = parts.netloc.rpartition("@")
-        user, colon, _ = credentials.partition(":")
-        return parts._replace(netloc=f"{user}:***@{host}" if colon else f"{user}{at}{host}").geturl()
+        return None if self.amqp_url is None else urls.shown(self.amqp_url)
 
     @property
     def amqp_queue_names(self) -> tuple[str, ...]:
@@ -285,6 +287,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **flags: object) -> 
 
 
 def _contradictions(settings: Settings, origin: Mapping[str, str]) -> Iterator[str]:
+    yield from _store_contradictions(settings, origin)
     url = settings.amqp_url
     if settings.amqp_key_file is not None and settings.amqp_cert_file is None:
         yield f"{origin['amqp_key_file']} is the key of no certificate: set {PREFIX}AMQP_CERT_FILE too."
@@ -295,6 +298,26 @@ def _contradictions(settings: Settings, origin: Mapping[str, str]) -> Iterator[s
     for name in ("amqp_ca_file", "amqp_cert_file"):
         if name in origin and not url.startswith("amqps://"):
             yield f"{origin[name]} needs TLS, and {origin['amqp_url']} has none: write amqps://."
+
+
+def _store_contradictions(settings: Settings, origin: Mapping[str, str]) -> Iterator[str]:
+    if settings.store_kind == "sqlite":
+        if settings.store_password_file is not None:
+            yield f"{origin['store_password_file']} is for a PostgreSQL store, and the store is a file."
+        if settings.workers > 1:
+            yield (
+                f"{origin['workers']}: one process writes an SQLite file, so there is one worker. "
+                "Several share a PostgreSQL store: DISPATCHER_STORE=postgresql://USER:PASSWORD@HOST/DATABASE."
+            )
+        return
+    if settings.store_password_file is not None and urls.has_password(settings.store):
+        yield f"{origin['store_password_file']} and {origin['store']} both name a password: take it out of the URL."
+    if settings.lease_seconds <= settings.handler_hang_seconds:
+        named = origin.get("lease_seconds") or origin.get("handler_hang_seconds")
+        yield (
+            f"{named}: lease_seconds ({settings.lease_seconds:g}) must be greater than handler_hang_seconds "
+            f"({settings.handler_hang_seconds:g}): a worker says nothing while a handler holds its batch."
+        )
 
 
 def _unknown_variable(variable: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from dispatcher.errors import CannotStart, SettingsRefused
+from dispatcher.errors import CannotStart, SettingsRefused, StoreUnusable
 from dispatcher.settings import Settings, load_settings
 
 
@@ -64,9 +64,9 @@ def test_a_store_is_a_file_named_by_a_url(url, path):
         ("sqlite:///dir/", "must be a file"),
         ("sqlite:///:memory:", "must be a file"),
         ("sqlite:///d.db?mode=ro", "takes no options"),
-        ("postgresql://me@host/db", "postgresql:// needs a later version"),
-        ("postgresql+psycopg://me@host/db", "needs a later version"),
-        ("mysql://host/db", "mysql:// is no store"),
+        ("postgresql+psycopg://me@host/db", "write sqlite:///FILE, or postgresql://"),
+        ("mysql://host/db", "mysql:// is no store; write sqlite:///FILE, or postgresql://"),
+        ("my sql://host/db", "this is no URL; write sqlite:///FILE, or postgresql://"),
     ],
 )
 def test_any_other_store_is_refused_with_what_to_write(url, said):
@@ -76,8 +76,140 @@ def test_any_other_store_is_refused_with_what_to_write(url, said):
     assert said in message
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://host/db", "postgresql://host/db"),
+        ("postgresql:///db?host=/run/postgresql", "postgresql:///db?host=/run/postgresql"),
+        ("postgresql://me:s3cret@host:5433/db", "postgresql://me:***@host:5433/db"),
+        ("postgresql://me:s3cr%2Fet@[::1]/my%20db", "postgresql://me:***@[::1]/my%20db"),
+        ("postgresql://me@h/db?password=s3cret&sslmode=require", "postgresql://me@h/db?password=***&sslmode=require"),
+        ("postgresql:///db?sslkey=k&sslpassword=s3cret", "postgresql:///db?sslkey=k&sslpassword=***"),
+    ],
+)
+def test_a_store_may_be_a_database_whose_url_is_shown_without_its_password(url, shown):
+    settings = load_settings({}, store=url)
+
+    assert (settings.store, settings.store_kind, settings.store_shown) == (url, "postgresql", shown)
+    assert settings.store_url() == url
+    assert "s3cr" not in repr(settings)
+
+
+def test_a_file_is_shown_as_it_is():
+    settings = load_settings({}, store="sqlite:///d.db")
+
+    assert (settings.store_kind, settings.store_shown, settings.store_url()) == ("sqlite", "d.db", "sqlite:///d.db")
+
+
+def test_the_short_name_of_postgresql_is_written_in_full():
+    assert load_settings({}, store="postgres://me@host/db").store == "postgresql://me@host/db"
+
+
+def test_a_database_has_no_path():
+    with pytest.raises(RuntimeError, match="no file"):
+        _ = load_settings({}, store="postgresql://host/db").store_path
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("postgresql//me:s3cret@host/db", "a store is named by a URL"),
+        ("s3cret s://me@host/db", "this is no URL"),
+        ("postgresql://me:s3cret@host", "it names no database"),
+        ("postgresql://me:s3cret@host/", "it names no database"),
+        ("postgresql://me:12?s3cret@host/db", "it names no database"),
+        ("postgresql://me:s3cret@host:0/db", "it names no one host"),
+        ("postgresql://me:s3cret@one,two/db", "it names no one host"),
+        ("postgresql://me:s3cret@host:99999/db", "the host or the port cannot be read"),
+        ("postgresql://me:s3cret/@host/db", "the host or the port cannot be read"),
+        ("postgresql://me:12/s3cret@host/db", "it cannot be read without doubt"),
+        ("postgresql://me:s3@cret@host/db", "it cannot be read without doubt"),
+        ("postgresql://me:s3cret@host/db/more", "it cannot be read without doubt"),
+        ("postgresql://me:s3 cret@host/db", "it cannot be read without doubt"),
+        ("postgresql://me:12#s3cret@host/db", "it cannot be read without doubt"),
+        ("postgresql://me:12/3?s3cret@host/db", 'options are written "?sslmode='),
+        ("postgresql://me:s3cret@host/db?", 'options are written "?sslmode='),
+        ("postgresql://me@host/db?password=s3&cret", 'options are written "?sslmode='),
+        ("postgresql://me:s3cret@host/db?dbname=other", "the database is named behind the host"),
+        ("postgresql://me:s3cret%@host/db", "a % must be followed by two digits"),
+    ],
+)
+def test_a_url_that_names_no_database_is_refused_without_repeating_what_may_be_a_password(url, said):
+    (message,) = refused({"DISPATCHER_STORE": url})
+
+    assert message.startswith("DISPATCHER_STORE: ")
+    assert said in message
+    assert "s3" not in message
+    assert "cret" not in message
+
+
+@pytest.mark.parametrize(
+    ("url", "with_it"),
+    [
+        ("postgresql://me@host:5433/db", "postgresql://me:s3%2Fcr%20et@host:5433/db"),
+        ("postgresql://host/db", "postgresql://host/db?password=s3%2Fcr%20et"),
+        ("postgresql:///db?user=me", "postgresql:///db?user=me&password=s3%2Fcr%20et"),
+    ],
+)
+def test_the_password_of_a_store_is_read_from_its_file_each_time(tmp_path, url, with_it):
+    file = tmp_path / "password"
+    settings = load_settings({"DISPATCHER_STORE_PASSWORD_FILE": str(file)}, store=url)
+
+    file.write_text("s3/cr et\n")
+    assert settings.store_url() == with_it
+    file.write_text("another")
+    assert "another" in settings.store_url()
+    assert settings.store_shown == url
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "cannot be read: No such file"), (b"\xff", "is no UTF-8 text")])
+def test_a_password_file_that_cannot_be_read_is_told(tmp_path, content, said):
+    file = tmp_path / "password"
+    if content is not None:
+        file.write_bytes(content)
+    settings = load_settings({"DISPATCHER_STORE_PASSWORD_FILE": str(file)}, store="postgresql://me@host/db")
+
+    with pytest.raises(StoreUnusable, match=f"password file {file} {said}"):
+        settings.store_url()
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"DISPATCHER_STORE_PASSWORD_FILE": "p"}, "DISPATCHER_STORE_PASSWORD_FILE is for a PostgreSQL store"),
+        (
+            {"DISPATCHER_STORE": "postgresql://me:s3cret@h/db", "DISPATCHER_STORE_PASSWORD_FILE": "p"},
+            "DISPATCHER_STORE_PASSWORD_FILE and DISPATCHER_STORE both name a password",
+        ),
+        (
+            {"DISPATCHER_STORE": "postgresql://h/db?password=s3cret", "DISPATCHER_STORE_PASSWORD_FILE": "p"},
+            "DISPATCHER_STORE_PASSWORD_FILE and DISPATCHER_STORE both name a password",
+        ),
+        ({"DISPATCHER_WORKERS": "2"}, "DISPATCHER_WORKERS: one process writes an SQLite file"),
+        (
+            {"DISPATCHER_STORE": "postgresql://h/db", "DISPATCHER_LEASE_SECONDS": "30"},
+            "DISPATCHER_LEASE_SECONDS: lease_seconds (30) must be greater than handler_hang_seconds (30)",
+        ),
+        (
+            {"DISPATCHER_STORE": "postgresql://h/db", "DISPATCHER_HANDLER_HANG_SECONDS": "90"},
+            "DISPATCHER_HANDLER_HANG_SECONDS: lease_seconds (60) must be greater than handler_hang_seconds (90)",
+        ),
+    ],
+)
+def test_settings_of_the_store_that_contradict_each_other_are_refused(environ, said):
+    (message,) = refused(environ)
+
+    assert message.startswith(said)
+    assert "s3cret" not in message
+
+
+def test_a_lease_means_nothing_to_a_file_and_many_workers_share_a_database():
+    assert load_settings({"DISPATCHER_HANDLER_HANG_SECONDS": "90"}).lease_seconds == 60
+    assert load_settings({"DISPATCHER_STORE": "postgresql://h/db"}, workers=8).workers == 8
+
+
 def test_a_password_in_a_url_is_not_repeated():
-    environ = {"DISPATCHER_STORE": "postgresql://me:s3cret@host/db", "DISPATCHER_AMQP_URL": "amqp//me:s3cret@host"}
+    environ = {"DISPATCHER_STORE": "mysql://me:s3cret@host/db", "DISPATCHER_AMQP_URL": "amqp//me:s3cret@host"}
 
     assert "s3cret" not in "".join(refused(environ))
 
