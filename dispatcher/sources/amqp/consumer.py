@@ -55,7 +55,7 @@ class _Order:
 class _Consuming:
     """The role of the consumer's link: its subscriptions. All in the link's thread."""
 
-    def __init__(self, settings: Settings, queues: Sequence[Queue], wake: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, queues: Sequence[Queue], wake: Callable[[], None], *, shared: bool) -> None:
         self.wanted = tuple(queues)
         self.exchange = Exchange(wake)
         self.subscriptions: tuple[Subscription, ...] = ()
@@ -63,11 +63,12 @@ class _Consuming:
         self.held = False
         self.delivered_before = 0  # by queues that were given up
         self._settings = settings
+        self._shared = shared
         self._connection: pika.SelectConnection | None = None
         self.subscriptions = tuple(self._subscribed(queue) for queue in self.wanted)
 
     def _subscribed(self, queue: Queue) -> Subscription:
-        return Subscription(self._settings, queue, self.link, self.exchange)
+        return Subscription(self._settings, queue, self.link, self.exchange, shared=self._shared)
 
     def connected(self, connection: pika.SelectConnection) -> None:
         self._connection = connection
@@ -132,11 +133,14 @@ class Consumer:
     """Takes deliveries from queues. Its methods are for one thread, the worker's; `status` for any.
 
     `wake` ends that thread's sleep; it is called from the link's thread, when the buffer was empty, when the
-    connection ended, and when an answer for `waiting` came.
+    connection ended, and when an answer for `waiting` came. `shared`: other programs that consume the same queues are
+    welcome, as they write the same store; else a queue that has another consumer is left to it.
     """
 
-    def __init__(self, settings: Settings, queues: Sequence[Queue], wake: Callable[[], None]) -> None:
-        self._role = _Consuming(settings, queues, wake)
+    def __init__(
+        self, settings: Settings, queues: Sequence[Queue], wake: Callable[[], None], *, shared: bool = False
+    ) -> None:
+        self._role = _Consuming(settings, queues, wake, shared=shared)
         self._exchange = self._role.exchange
         self._link = self._role.link
         self._ledgers: dict[str, Ledger] = {}
@@ -216,6 +220,11 @@ class Consumer:
                 tags.setdefault(delivery.epoch, []).append(delivery.tag)
         return tags
 
+    @property
+    def epochs(self) -> frozenset[str]:
+        """The channels that are open, as far as it is known here; what came on any other comes again, to anybody."""
+        return frozenset(self._exchange.live.copy())
+
     def surely_acked(self) -> list[tuple[str, int]]:
         """Return epochs and numbers up to which the broker has processed all acks, as told since the last call."""
         processed = self._exchange.processed
@@ -239,6 +248,7 @@ class Consumer:
     def waiting(self) -> int | None:
         """Return how much is ready in the queues, as the broker told since the last delivery was taken, else None.
 
+        What other workers have in hand is not ready: it is theirs, and comes here when they end without an ack.
         Asks it as needed, and returns at once; `wake` is called when the answer has come.
         """
         now = time.monotonic()

@@ -1,5 +1,8 @@
 """One queue that is consumed: its channel, made and made again; its deliveries; its acks. All in the link's thread.
 
+Other consumers of the queue are welcome where workers share a store. Where one worker alone has it, it takes all of a
+queue's events or none: a queue that somebody else consumes is left until it is free.
+
 Each channel is an *epoch* with a name that is never used again, and greater than those before: delivery numbers begin
 at 1 on every channel, so an ack that came too late would be one of another message. After acks an answer is asked for
 that says nothing but that they were processed (the prefetch, set to what it is): RabbitMQ handles what comes on a
@@ -73,12 +76,13 @@ class Exchange:
 class Subscription:
     """Keeps one queue consumed while there is a connection."""
 
-    def __init__(self, settings: Settings, queue: Queue, link: Link, exchange: Exchange) -> None:
+    def __init__(self, settings: Settings, queue: Queue, link: Link, exchange: Exchange, *, shared: bool) -> None:
         self.queue = queue
         self.attempts = 0  # set-ups begun, ever
         self._settings = settings
         self._link = link
         self._exchange = exchange
+        self._shared = shared
         self._random = random.Random()  # noqa: S311 - spreads attempts, hides nothing
         self._connection: pika.SelectConnection | None = None
         self._conversation: Conversation[Prepared] | None = None
@@ -179,7 +183,7 @@ class Subscription:
     def _talk(self) -> Talk[Prepared]:
         prepared = yield from prepare(self._settings, self.queue)
         self._created = self._created or prepared.created
-        if prepared.consumers:
+        if prepared.consumers and not self._shared:
             raise Refused(0, _SHARED)
         prefetch = self._settings.amqp_prefetch
         yield lambda channel, answer: channel.basic_qos(prefetch_count=prefetch, callback=answer)
@@ -230,7 +234,7 @@ class Subscription:
         def looked(channel: Channel, found: Prepared) -> None:
             channel.close()
             self._note_binding(found.not_bound)
-            if found.consumers > 1 and self.consuming:
+            if found.consumers > 1 and self.consuming and not self._shared:
                 self._lost(_SHARED)  # one of the two will find the queue free, and stay
 
         Conversation(connection, look_after(self._settings, self.queue), looked, lambda _: None)

@@ -31,7 +31,7 @@ def link() -> Link:
 
 @pytest.fixture
 def subscription(link) -> Subscription:
-    return Subscription(Settings(amqp_url="amqp://x"), Queue("vumi.event"), link, Exchange(lambda: None))
+    return Subscription(Settings(amqp_url="amqp://x"), Queue("vumi.event"), link, Exchange(lambda: None), shared=False)
 
 
 def silent_connection(*, is_open: bool = True):
