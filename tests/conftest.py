@@ -8,10 +8,26 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 
-# First of all, for it reads a DISPATCHER_* that is meant for the tests themselves. No broker starts until a test asks.
-from tests.harness.fixtures import rabbit, running_rabbit, vhost
+# First of all, for it reads the DISPATCHER_* that are meant for the tests themselves. No server starts until one asks.
+from tests.harness.fixtures import (
+    postgres,
+    postgres_databases,
+    postgres_server,
+    rabbit,
+    running_postgres,
+    running_rabbit,
+    vhost,
+)
 
-__all__ = ["rabbit", "running_rabbit", "vhost"]
+__all__ = [
+    "postgres",
+    "postgres_databases",
+    "postgres_server",
+    "rabbit",
+    "running_postgres",
+    "running_rabbit",
+    "vhost",
+]
 
 CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 

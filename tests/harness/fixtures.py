@@ -1,7 +1,7 @@
-"""The fixtures: `rabbit`, a node to be broken, and `vhost`, a place of one's own on a broker.
+"""The fixtures: servers to be broken, `rabbit` and `postgres_server`; places of one's own, `vhost` and `postgres`.
 
-The broker is started when the first test asks for it. A test that needs only a vhost runs against the server of
-DISPATCHER_TEST_AMQP_URL when that is set; one that needs to break a node is then skipped.
+A server is started when the first test asks for it. A test that needs only a place on one runs against the server of
+DISPATCHER_TEST_AMQP_URL or DISPATCHER_TEST_POSTGRES_URL when that is set; one that needs to break it is then skipped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from tests.harness import external
 
 # The harness is imported by the fixtures, not here: most tests need no broker, and no time to load its clients.
 if TYPE_CHECKING:
+    from tests.harness.databases import Databases
+    from tests.harness.postgres import Server
     from tests.harness.rabbit import Node
     from tests.harness.vhost import Vhost
 
@@ -57,3 +59,53 @@ def vhost(request: pytest.FixtureRequest) -> Iterator[Vhost]:
 
     with place() as vhost:
         yield vhost
+
+
+@pytest.fixture(scope="session")
+def running_postgres() -> Iterator[Server]:
+    """The server itself, started once; tests take `postgres_server` or `postgres`, which find it whole."""
+    from tests.harness.postgres import NoPostgres, Server
+
+    if external.POSTGRES_URL is not None:
+        pytest.skip(external.NEEDS_SERVER)
+    try:
+        server = Server()
+    except NoPostgres as problem:
+        pytest.skip(str(problem))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.end()
+
+
+@pytest.fixture
+def postgres_server(running_postgres: Server) -> Iterator[Server]:
+    """A private PostgreSQL to stop, kill and restart; it is started again after the test."""
+    yield running_postgres
+    running_postgres.mend()
+
+
+@pytest.fixture(scope="session")
+def postgres_databases(request: pytest.FixtureRequest) -> Iterator[Databases]:
+    """Makes databases, on whichever server there is; who makes one drops it."""
+    from tests.harness.databases import Databases
+
+    if external.POSTGRES_URL is None:
+        yield request.getfixturevalue("running_postgres").databases
+    else:
+        databases = Databases(external.POSTGRES_URL)
+        yield databases
+        databases.close()
+
+
+@pytest.fixture
+def postgres(request: pytest.FixtureRequest, postgres_databases: Databases) -> Iterator[str]:
+    """The URL of a database with nothing in it, of a user who may do anything there."""
+    if external.POSTGRES_URL is None:
+        request.getfixturevalue("postgres_server")  # whole again before the database is dropped
+    url = postgres_databases.create()
+    yield url
+    if external.POSTGRES_URL is None:
+        request.getfixturevalue("postgres_server").mend()
+    postgres_databases.drop(url)
