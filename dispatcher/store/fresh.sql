@@ -27,3 +27,5 @@ CREATE INDEX outbox_held ON outbox (run_id) WHERE state = 'held';
 CREATE INDEX runs_retrying ON runs (due_at) WHERE state = 'retrying';
 CREATE INDEX dead_letters_open ON dead_letters (reason) WHERE state = 'open';
 CREATE TABLE unacked ( epoch TEXT NOT NULL, tag INTEGER NOT NULL, batch INTEGER NOT NULL, origin TEXT, queue TEXT NOT NULL, body_hash BLOB NOT NULL, event_id TEXT, received_on TEXT NOT NULL, PRIMARY KEY (epoch, tag) ) WITHOUT ROWID;
+CREATE TABLE workers ( number INTEGER NOT NULL, name TEXT NOT NULL, host TEXT NOT NULL, pid INTEGER NOT NULL, started_at TEXT NOT NULL, seen_at TEXT NOT NULL, PRIMARY KEY (number) );
+CREATE TABLE channels ( epoch TEXT NOT NULL, queue TEXT NOT NULL, worker INTEGER NOT NULL, PRIMARY KEY (epoch) ) WITHOUT ROWID;

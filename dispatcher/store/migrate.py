@@ -17,8 +17,8 @@ from pathlib import Path
 
 from dispatcher.errors import StoreUnusable
 
-HEAD = "0002"
-_KNOWN = ("0001", "0002")
+HEAD = "0003"
+REVISIONS = ("0001", "0002", HEAD)
 _FRESH = Path(__file__).with_name("fresh.sql")
 
 
@@ -52,7 +52,7 @@ def version_at(path: Path) -> str | None:
 
 def refuse_newer(version: str | None) -> None:
     """Raise StoreUnusable when the store was made by a later version of the dispatcher."""
-    if version is not None and version not in _KNOWN:
+    if version is not None and version not in REVISIONS:
         raise StoreUnusable(
             f"the store has schema {version}, which is newer than this version knows ({HEAD}); nothing was touched.",
             hint="Install the version of the dispatcher that made it, or name another store.",
@@ -63,7 +63,7 @@ def upgrade(path: Path) -> list[str]:
     """Migrate the store at `path` to HEAD; return the revisions applied. The caller holds the store's lock."""
     if version_at(path) is None:
         _make(path)
-        return list(_KNOWN)
+        return list(REVISIONS)
     return _bring_forward(path)
 
 
@@ -95,7 +95,7 @@ def _bring_forward(path: Path) -> list[str]:
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         config.attributes["connection"] = connection
         command.upgrade(config, HEAD)
-    return list(_KNOWN[_KNOWN.index(before) + 1 :] if before in _KNOWN else _KNOWN)
+    return list(REVISIONS[REVISIONS.index(before) + 1 :] if before in REVISIONS else REVISIONS)
 
 
 def _make(path: Path) -> None:

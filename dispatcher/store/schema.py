@@ -1,31 +1,62 @@
-"""The tables, in SQLAlchemy Core: for migrations and for the cold queries of the command line.
+"""The tables, in SQLAlchemy Core: for the cold queries of the command line, and what the revisions must lead to.
 
-The hot statements are in `sqlite.statements`; a test proves that migrating from nothing leads to exactly these tables.
-Times are ISO 8601 text in UTC, which sorts as it stands; JSON is text. Inside, rows are known by `seq`; what people
-and programs see are UUIDs that sort by time.
+The hot statements are in `sqlite.statements` and `postgres.statements`; tests prove that migrating from nothing leads
+to exactly these tables on both. Times are ISO 8601 text in UTC, which sorts as it stands; JSON is text. Inside, rows
+are known by `seq`; what people and programs see are UUIDs that sort by time.
+
+On PostgreSQL the tables that grow for ever are PARTITIONED by `received_on`, one partition a day (see
+`postgres.partitions`). Its one rule for keys there: each unique key of such a table ends in `received_on`, as
+PostgreSQL demands, and is otherwise the one that stands here.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
+    ColumnElement,
+    Identity,
     Index,
     Integer,
     LargeBinary,
     MetaData,
+    Sequence,
     Table,
-    Text,
     UniqueConstraint,
     text,
 )
+from sqlalchemy import Text as AnyText
 
 metadata = MetaData()
+
+# PostgreSQL sorts and compares text as SQLite does, by its bytes: cheaper than by a language's rules, and no index
+# goes wrong when the system's locales change.
+Text = AnyText().with_variant(AnyText(collation="C"), "postgresql")
+# SQLite numbers rows with INTEGER alone, which holds 64 bits.
+Number = BigInteger().with_variant(Integer(), "sqlite")
+
+PARTITIONED = ("events", "runs", "steps", "messages")
+_BY_DAY = "RANGE (received_on)"
+
+# PostgreSQL's writers take numbers for these in blocks, as many of them write at once; the other tables' are given by
+# the database, row by row.
+_BLOCK = 64
+for _name in ("events", "runs", "outbox"):
+    Sequence(f"{_name}_seq", metadata=metadata, increment=_BLOCK, data_type=BigInteger)
+
+
+def _partial(name: str, *columns: Column[Any], where: ColumnElement[bool], unique: bool = False) -> Index:
+    """Make an index of those rows only that meet a condition."""
+    return Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
+
 
 events = Table(
     "events",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", Number, primary_key=True, autoincrement=False),
     Column("event_id", Text, nullable=False),
     Column("account_key", Text, nullable=False),
     Column("conversation_key", Text, nullable=False),
@@ -50,18 +81,19 @@ events = Table(
     # Replaying with --again opens a new generation of runs.
     Column("generation", Integer, nullable=False, server_default=text("1")),
     Column("crash_count", Integer, nullable=False, server_default=text("0")),
+    postgresql_partition_by=_BY_DAY,
 )
 # What is new, by account, so that accounts take turns; rows leave the index when they are matched.
-Index("events_new", events.c.account_key, events.c.seq, sqlite_where=events.c.state == text("'new'"))
+_partial("events_new", events.c.account_key, events.c.seq, where=events.c.state == text("'new'"))
 # The loop guard counts the descendants of a root; events from outside stay out of this index.
-Index("events_family", events.c.root_id, sqlite_where=events.c.hops > text("0"))
+_partial("events_family", events.c.root_id, where=events.c.hops > text("0"))
 
 event_ids = Table(
     "event_ids",
     metadata,
     Column("account_key", Text, primary_key=True),
     Column("event_id", Text, primary_key=True),
-    Column("event_seq", Integer, nullable=False),
+    Column("event_seq", Number, nullable=False),
     Column("body_hash", LargeBinary, nullable=False),
     Column("received_on", Text, nullable=False),
     sqlite_with_rowid=False,
@@ -80,9 +112,9 @@ chains = Table(
 runs = Table(
     "runs",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", Number, primary_key=True, autoincrement=False),
     Column("run_id", Text, nullable=False),
-    Column("event_seq", Integer, nullable=False),
+    Column("event_seq", Number, nullable=False),
     Column("event_id", Text, nullable=False),
     Column("account_key", Text, nullable=False),
     Column("chain", Text, nullable=False),
@@ -106,19 +138,20 @@ runs = Table(
     # Reserved by the rulebook's grammar (`key:`) and by many workers (leases).
     Column("key", Text),
     Column("owner", Text),
-    Column("lease_token", Integer),
+    Column("lease_token", Number),
     UniqueConstraint("event_seq", "chain", "generation", name="runs_once"),
+    postgresql_partition_by=_BY_DAY,
 )
 Index("runs_by_id", runs.c.run_id, unique=True)
-Index("runs_due", runs.c.lane, runs.c.due_at, sqlite_where=runs.c.due_at.is_not(None))
-Index("runs_due_by_account", runs.c.lane, runs.c.account_key, runs.c.due_at, sqlite_where=runs.c.due_at.is_not(None))
-Index("runs_retrying", runs.c.due_at, sqlite_where=runs.c.state == text("'retrying'"))
-Index("runs_open", runs.c.state, sqlite_where=runs.c.state.in_(("running", "held")))
+_partial("runs_due", runs.c.lane, runs.c.due_at, where=runs.c.due_at.is_not(None))
+_partial("runs_due_by_account", runs.c.lane, runs.c.account_key, runs.c.due_at, where=runs.c.due_at.is_not(None))
+_partial("runs_retrying", runs.c.due_at, where=runs.c.state == text("'retrying'"))
+_partial("runs_open", runs.c.state, where=runs.c.state.in_(("running", "held")))
 
 steps = Table(
     "steps",
     metadata,
-    Column("run_seq", Integer, primary_key=True),
+    Column("run_seq", Number, primary_key=True),
     Column("position", Integer, primary_key=True),
     Column("attempt", Integer, primary_key=True),
     Column("step", Text, nullable=False),
@@ -130,12 +163,13 @@ steps = Table(
     Column("finished_at", Text),
     Column("received_on", Text, nullable=False),
     sqlite_with_rowid=False,
+    postgresql_partition_by=_BY_DAY,
 )
 
 outbox = Table(
     "outbox",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", Number, primary_key=True, autoincrement=False),
     Column("destination", Text, nullable=False),
     Column("body", Text, nullable=False),
     Column("message_id", Text, nullable=False),
@@ -143,7 +177,7 @@ outbox = Table(
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("not_before", Text, nullable=False),
     Column("owner", Text),
-    Column("lease_token", Integer),
+    Column("lease_token", Number),
     Column("event_id", Text),
     Column("run_id", Text),
     Column("at", Text, nullable=False),
@@ -156,8 +190,8 @@ outbox = Table(
     # Why it was not taken, or why its fate is unknown.
     Column("error", Text),
 )
-Index("outbox_due", outbox.c.lane, outbox.c.not_before, sqlite_where=outbox.c.state == text("'ready'"))
-Index("outbox_held", outbox.c.run_id, sqlite_where=outbox.c.state == text("'held'"))
+_partial("outbox_due", outbox.c.lane, outbox.c.not_before, where=outbox.c.state == text("'ready'"))
+_partial("outbox_held", outbox.c.run_id, where=outbox.c.state == text("'held'"))
 
 # Deliveries without an id whose ack the broker may not have got: should it bring one again, it is known by its body
 # and by its place among the others.
@@ -165,9 +199,9 @@ unacked = Table(
     "unacked",
     metadata,
     Column("epoch", Text, primary_key=True),
-    Column("tag", Integer, primary_key=True),
+    Column("tag", Number, primary_key=True),
     # The first tag of what was taken in, and is acked, with it.
-    Column("batch", Integer, nullable=False),
+    Column("batch", Number, nullable=False),
     # Where it repeats one of an earlier channel: the earliest channel of which more may follow behind it.
     Column("origin", Text),
     Column("queue", Text, nullable=False),
@@ -180,7 +214,7 @@ unacked = Table(
 dead_letters = Table(
     "dead_letters",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", Number, primary_key=True),
     Column("dead_id", Text, nullable=False),
     Column("kind", Text, nullable=False),
     Column("reason", Text, nullable=False),
@@ -193,13 +227,13 @@ dead_letters = Table(
     Column("state", Text, nullable=False, server_default=text("'open'")),
 )
 Index("dead_letters_by_id", dead_letters.c.dead_id, unique=True)
-Index("dead_letters_open", dead_letters.c.reason, sqlite_where=dead_letters.c.state == text("'open'"))
+_partial("dead_letters_open", dead_letters.c.reason, where=dead_letters.c.state == text("'open'"))
 Index("dead_letters_by_event", dead_letters.c.event_id)
 
 contacts = Table(
     "contacts",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", Number, primary_key=True),
     Column("contact_key", Text, nullable=False),
     Column("account_key", Text, nullable=False),
     Column("msisdn", Text, nullable=False),
@@ -229,7 +263,7 @@ opt_outs = Table(
 messages = Table(
     "messages",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", Number, primary_key=True),
     Column("message_id", Text, nullable=False),
     Column("account_key", Text, nullable=False),
     Column("to_addr", Text, nullable=False),
@@ -246,13 +280,14 @@ messages = Table(
     Column("step", Text, nullable=False),
     Column("at", Text, nullable=False),
     Column("received_on", Text, nullable=False),
+    postgresql_partition_by=_BY_DAY,
 )
 Index("messages_by_id", messages.c.message_id, unique=True)
 
 audit = Table(
     "audit",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", Number, primary_key=True),
     Column("at", Text, nullable=False),
     Column("actor", Text, nullable=False),
     Column("verb", Text, nullable=False),
@@ -275,5 +310,28 @@ facts = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("value", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# The workers that share a store: a row is a worker's hold on what it has under way (`lease_token`), and gone when
+# another worker has taken that over. A store in a file has one worker, which needs none.
+workers = Table(
+    "workers",
+    metadata,
+    Column("number", Number, Identity(), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started_at", Text, nullable=False),
+    Column("seen_at", Text, nullable=False),
+)
+
+# The channels on which workers take deliveries now: what was left unacked on any other one comes again.
+channels = Table(
+    "channels",
+    metadata,
+    Column("epoch", Text, primary_key=True),
+    Column("queue", Text, nullable=False),
+    Column("worker", Number, nullable=False),
     sqlite_with_rowid=False,
 )

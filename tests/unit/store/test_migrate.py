@@ -22,7 +22,7 @@ from tests.unit.worker.fakes import FakePublisher
 
 def test_migrating_from_nothing_leads_to_the_schema(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
-    assert migrate.upgrade(path) == ["0001", "0002"]
+    assert migrate.upgrade(path) == ["0001", "0002", "0003"]
     engine = sqlalchemy.create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -153,7 +153,7 @@ def test_message_that_waited_in_a_store_without_a_relay_is_published_once_it_has
 
 
 def test_store_of_every_revision_is_brought_to_the_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for revision in migrate._KNOWN:
+    for revision in migrate.REVISIONS:
         path = tmp_path / f"{revision}.db"
         _store_of(revision, path, monkeypatch).close()
         SqliteStore.open(path).close()

@@ -1,4 +1,7 @@
-"""The first schema: events, runs, steps, outbox, dead letters, contacts, opt-outs, messages."""
+"""The first schema: events, runs, steps, outbox, dead letters, contacts, opt-outs, messages.
+
+For SQLite alone: there was no store on PostgreSQL before revision 0003, which makes it whole.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ depends_on = None
 
 def upgrade() -> None:
     """Create every table and index."""
+    if op.get_bind().dialect.name != "sqlite":
+        return
     op.create_table(
         "audit",
         sa.Column("seq", sa.Integer(), nullable=False),

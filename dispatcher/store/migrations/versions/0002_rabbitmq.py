@@ -1,4 +1,7 @@
-"""RabbitMQ: what the relay needs to know of an outbox row, and deliveries that a broker may bring again."""
+"""RabbitMQ: what the relay needs to know of an outbox row, and deliveries that a broker may bring again.
+
+For SQLite alone: there was no store on PostgreSQL before revision 0003, which makes it whole.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ depends_on = None
 
 def upgrade() -> None:
     """Add columns to the outbox, and the table of unacknowledged deliveries."""
+    if op.get_bind().dialect.name != "sqlite":
+        return
     op.add_column("outbox", sa.Column("lane", sa.Text(), nullable=False, server_default=sa.text("''")))
     op.add_column("outbox", sa.Column("on_unknown", sa.Text(), nullable=False, server_default=sa.text("'resend'")))
     op.add_column("outbox", sa.Column("account_key", sa.Text(), nullable=True))

@@ -1,0 +1,1 @@
+"""The shared store: one schema of a PostgreSQL database, written by any number of processes, by way of psycopg."""
