@@ -33,7 +33,7 @@ lint: .venv/test.stamp ## Run ruff, mypy and import-linter
 	echo 'ruff, mypy and import-linter have no complaint.'
 
 # What cannot be had is no failure here: the tests say what they miss, and in CI that is one.
-services: ## Install RabbitMQ for the tests, if this is Debian and you are root
+services: ## Install RabbitMQ and PostgreSQL for the tests, if this is Debian and you are root
 	@.ci/services || true
 
 bench: .venv/run.stamp ## Measure the embedded path from end to end
