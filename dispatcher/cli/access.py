@@ -22,7 +22,7 @@ def reading(store: str | None) -> Iterator[Connection]:
     settings = read_settings(store=store)
     from dispatcher.store.reading import open_reader  # noqa: PLC0415 - dear to import, and `--help` needs none
 
-    with open_reader(settings.store_path) as connection:
+    with open_reader(settings.store_url()) as connection:
         yield connection
 
 

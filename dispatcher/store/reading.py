@@ -1,105 +1,39 @@
-"""A read-only connection for the cold queries: it works beside a worker that writes, and when nobody does.
+"""A read-only connection for the cold queries: it works beside workers that write, and when nobody does.
 
-Nothing here can change a store: the file is opened with `mode=ro`, and the connection refuses to write besides.
+Nothing that is read so can change a store, and all of it is of one moment.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dispatcher.errors import NotFound, StoreUnusable
-from dispatcher.store import migrate
+from dispatcher import urls
+from dispatcher.errors import NotFound
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-_PATIENCE_SECONDS = 10.0
-
 
 @contextmanager
-def open_reader(path: Path) -> Iterator[Connection]:
-    """Open the store for reading; all that is read within is of one moment.
+def open_reader(store: str | Path) -> Iterator[Connection]:
+    """Open a store for reading, by its URL with the password in it, or by the path of its file.
 
     Raises StoreUnusable where there is no store, where it cannot be read, or where its schema is not this version's.
     """
-    from sqlalchemy import create_engine, exc  # noqa: PLC0415 - dear to import, and `--help` needs none
-    from sqlalchemy.pool import StaticPool  # noqa: PLC0415
-
-    raw = _connect(path)
     try:
-        engine = create_engine("sqlite://", creator=lambda: raw, poolclass=StaticPool)
-        with engine.connect() as connection:
-            # One snapshot for everything: a story told from several tables does not change while it is told.
-            connection.exec_driver_sql("BEGIN")
-            yield connection
+        if isinstance(store, str) and store.startswith(urls.POSTGRESQL):
+            from dispatcher.store.postgres.reading import open_database  # noqa: PLC0415 - needs its driver
+
+            with open_database(store) as connection:
+                yield connection
+        else:
+            from dispatcher.store.sqlite.reading import open_file  # noqa: PLC0415 - needs no other driver
+
+            with open_file(store if isinstance(store, Path) else Path(store.removeprefix(urls.SQLITE))) as connection:
+                yield connection
     except UnicodeEncodeError as error:
         # An argument with bytes that are no text: no store holds such an id or name.
         raise NotFound("what was asked for is not valid text, so nothing in the store is called that.") from error
-    except exc.DBAPIError as error:
-        raise _unreadable(path, error.orig or error) from error
-    finally:
-        raw.close()
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    try:
-        found = path.is_file() and path.stat().st_size > 0
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if not found:
-        raise StoreUnusable(
-            f"there is no store at {path.absolute()}.",
-            hint="`dispatcher run` or `dispatcher publish` makes one; --store or DISPATCHER_STORE names another.",
-        )
-    try:
-        return _opened(path, "mode=ro")
-    except sqlite3.OperationalError as error:
-        # In a folder that we may not write, SQLite cannot make its index of the WAL. Without a WAL none is needed.
-        wal = Path(f"{path}-wal")
-        if wal.exists() and wal.stat().st_size > 0:
-            raise _unreadable(path, error) from error
-        try:
-            return _opened(path, "mode=ro&immutable=1")
-        except sqlite3.Error as again:
-            raise _unreadable(path, again) from again
-    except sqlite3.Error as error:
-        raise _unreadable(path, error) from error
-
-
-def _opened(path: Path, options: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?{options}", uri=True, timeout=_PATIENCE_SECONDS, isolation_level=None
-    )
-    try:
-        connection.execute("PRAGMA query_only = ON")
-        _refuse_other_schemas(connection, path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _refuse_other_schemas(connection: sqlite3.Connection, path: Path) -> None:
-    version = migrate.schema_version(connection)
-    migrate.refuse_newer(version)
-    if version != migrate.HEAD:
-        raise StoreUnusable(
-            f"the store at {path} has the schema of an earlier version ({version or 'none'}).",
-            hint="`dispatcher migrate` brings it to this version's; so does the next `dispatcher run`.",
-        )
-
-
-def _unreadable(path: Path, error: BaseException) -> StoreUnusable:
-    said = str(error)
-    hint = (
-        "Name another file with --store sqlite:///PATH."
-        if "not a database" in said
-        else "Restore it from a backup; `dispatcher doctor` tells what is damaged."
-        if "malformed" in said
-        else "The file and its folder must be readable for the user that runs this command."
-    )
-    return StoreUnusable(f"the store at {path} cannot be read: {said}.", hint=hint)
