@@ -27,6 +27,8 @@ PREFIX: Final = "DISPATCHER_"
 _LONGEST_NAME: Final = 255
 _LONGEST_QUEUE: Final = _LONGEST_NAME - len(".dead")
 
+_UNIX: Final = "unix:"
+
 # A Kubernetes service named "dispatcher" puts these into every pod of its namespace; they are not meant for us.
 _KUBERNETES: Final = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?")
 
@@ -62,6 +64,10 @@ def _split(names: str) -> tuple[str, ...]:
 
 
 def _check_http(address: str) -> str:
+    if address.startswith(_UNIX):
+        if not Path(address.removeprefix(_UNIX)).is_absolute() or "\0" in address:
+            raise ValueError("a Unix socket is named by its whole path: unix:/run/dispatcher/http.sock")
+        return address
     host, _, port = address.rpartition(":")
     if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
         raise ValueError('an address is HOST:PORT: "127.0.0.1:9464" for this machine only, "0.0.0.0:9464" for all')
@@ -104,6 +110,9 @@ class Settings(BaseModel):
         description="after which silence a worker counts as dead and its work is taken over, in seconds",
     )
     workers: Positive = Field(default=1, le=256, description="how many worker processes `dispatcher run` starts")
+    worker: Positive = Field(
+        default=1, description="the number of this process among those of one `run --workers`, which sets it"
+    )
     rulebook: Path = Field(default=Path("config/handlers.yaml"), description="the rulebook's file")
     default_region: Annotated[str, AfterValidator(_check_region)] | None = Field(
         default=None, description='the region in which numbers without "+" are read, where the rulebook names none'
@@ -180,7 +189,7 @@ class Settings(BaseModel):
         description="how long the broker may take no messages before its connection is made anew, in seconds",
     )
     http: Annotated[str, AfterValidator(_check_http)] | None = Field(
-        default=None, description="where health and metrics are served, HOST:PORT; nowhere if not given"
+        default=None, description="where health and metrics are served, HOST:PORT or unix:/FILE; nowhere if not given"
     )
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
@@ -239,10 +248,12 @@ class Settings(BaseModel):
         return _split(self.amqp_queues)
 
     @property
-    def http_address(self) -> tuple[str, int] | None:
-        """Host and port of `http`, without the brackets of an IPv6 address; None if nothing is served."""
+    def http_address(self) -> tuple[str, int] | Path | None:
+        """Host and port of `http`, without the brackets of an IPv6 address, or its file; None if nothing is served."""
         if self.http is None:
             return None
+        if self.http.startswith(_UNIX):
+            return Path(self.http.removeprefix(_UNIX))
         host, _, port = self.http.rpartition(":")
         return host.strip("[]"), int(port)
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, time, timedelta
 from typing import Any
 from uuid import UUID
@@ -79,6 +79,7 @@ class _Setup:
 
     as_json: bool | None = None
     threshold: int = _LEVELS["info"]
+    common: Mapping[str, Any] = field(default_factory=dict)
     made: Callable[[str, str, dict[str, Any]], None] | None = None
 
     def writer(self) -> Callable[[str, str, dict[str, Any]], None]:
@@ -91,16 +92,18 @@ _setup = _Setup()
 log = Logger()
 
 
-def configure(json: bool | None = None, level: str = "info") -> None:  # noqa: FBT001  (given by name everywhere)
+def configure(json: bool | None = None, level: str = "info", **common: Any) -> None:  # noqa: FBT001  (given by name)
     """Set how lines are written: as JSON (None: unless stderr is a terminal) and from which level on.
 
-    Warnings of libraries take the same way. Raises UsageError for a level that does not exist.
+    `common` are fields that every line of this process gets. Warnings of libraries take the same way. Raises UsageError
+    for a level that does not exist.
     """
     threshold = _LEVELS.get(level.lower())
     if threshold is None:
         raise UsageError(f'there is no log level "{level}".', hint=f"It is one of {', '.join(_LEVELS)}.")
     _setup.as_json = json
     _setup.threshold = threshold
+    _setup.common = common
     _setup.made = None
     root = logging.getLogger()
     if not any(isinstance(handler, _LibraryLines) for handler in root.handlers):
@@ -110,7 +113,7 @@ def configure(json: bool | None = None, level: str = "info") -> None:  # noqa: F
 def _write(level: str, event: str, bound: dict[str, Any], fields: dict[str, Any]) -> None:
     if _LEVELS[level] < _setup.threshold:
         return
-    fields = bound | fields
+    fields = {**_setup.common, **bound, **fields}
     if not _RESERVED.isdisjoint(fields):
         fields = {f"{name}_" if name in _RESERVED else name: value for name, value in fields.items()}
     _setup.writer()(level, event, fields)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from io import BytesIO
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from dispatcher.errors import CannotStart
@@ -42,11 +43,14 @@ _PATHS: Final = ("/live", "/ready", "/metrics")
 
 
 class Listener:
-    """Answers on one address. `live` and `ready` give a verdict, `metrics` the exposition; any thread may call them."""
+    """Answers on one address: host and port, or a file for a Unix socket, which only its owner may use.
+
+    `live` and `ready` give a verdict, `metrics` the exposition; any thread may call them.
+    """
 
     def __init__(
         self,
-        address: tuple[str, int],
+        address: tuple[str, int] | Path,
         *,
         live: Callable[[], Readiness],
         ready: Callable[[], Readiness],
@@ -67,34 +71,19 @@ class Listener:
         self._said: dict[str, str] = {}
 
     @property
-    def address(self) -> tuple[str, int]:
-        """Host and port that it listens on; with port 0 asked for, the one that it was given."""
-        if self._listener is None:
+    def address(self) -> tuple[str, int] | Path:
+        """What it listens on; with port 0 asked for, the port that it was given."""
+        if self._listener is None or isinstance(self._address, Path):
             return self._address
         host, port, *_ = self._listener.getsockname()
         return str(host), int(port)
 
     def start(self) -> None:
         """Begin to listen. Raises CannotStart when the address cannot be had."""
-        host, port = self._address
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            # Whatever family the host has; of several addresses the system's own first.
-            family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            listener = socket.socket(family, kind, protocol)
-        except (OSError, UnicodeError) as error:  # the latter is what Python says of a name that can be no host's
-            raise _cannot_listen(shown, error) from error
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(where)
-            listener.listen(_BACKLOG)
-        except OSError as error:
-            listener.close()
-            raise _cannot_listen(shown, error) from error
-        self._listener = listener
+        self._listener = listener = _listen(self._address)
         self._acceptor = threading.Thread(target=self._accept, args=(listener,), name="http", daemon=True)
         self._acceptor.start()
-        log.info("listener.started", address=f"{shown.rpartition(':')[0]}:{self.address[1]}")
+        log.info("listener.started", address=_shown(self.address))
 
     def stop(self) -> None:
         """Listen no more, and let go of whoever is connected."""
@@ -108,6 +97,8 @@ class Listener:
         for end in (listener, *serving):
             _shut(end)
         listener.close()
+        if isinstance(self._address, Path):
+            self._address.unlink(missing_ok=True)
         deadline = time.monotonic() + _FAREWELL_SECONDS
         for thread in (self._acceptor, *serving.values()):
             if thread is not None:
@@ -297,10 +288,55 @@ def _failed(path: str, found: Escaped) -> tuple[int, str, bytes]:
     return 500, TEXT_TYPE, told.encode()
 
 
-def _cannot_listen(shown: str, error: OSError | UnicodeError) -> CannotStart:
+def _listen(address: tuple[str, int] | Path) -> socket.socket:
+    where: Any
+    try:
+        if isinstance(address, Path):
+            family, kind, protocol, where = socket.AF_UNIX, socket.SOCK_STREAM, 0, str(address)
+            _clear(address)
+        else:
+            # Whatever family the host has; of several addresses the system's own first.
+            found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+            family, kind, protocol, _, where = found[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:  # the latter is what Python says of a name that can be no host's
+        raise _cannot_listen(address, error) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        if isinstance(address, Path):
+            # Before `listen` nobody can connect, so the socket is at no moment open to others.
+            address.chmod(0o600)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _cannot_listen(address, error) from error
+    return listener
+
+
+def _clear(path: Path) -> None:
+    """Take away the socket of a process that died; one that is in use stays, and so does anything else."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(PATIENCE_SECONDS)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+
+
+def _shown(address: tuple[str, int] | Path) -> str:
+    if isinstance(address, Path):
+        return f"unix:{address}"
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _cannot_listen(address: tuple[str, int] | Path, error: OSError | UnicodeError) -> CannotStart:
     said = getattr(error, "strerror", None) or error
     return CannotStart(
-        f"cannot serve health and metrics on {shown}: {said}.",
+        f"cannot serve health and metrics on {_shown(address)}: {said}.",
         hint="Name an address of this machine that is free, with --http HOST:PORT or DISPATCHER_HTTP.",
     )
 

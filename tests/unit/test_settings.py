@@ -387,6 +387,14 @@ def test_the_address_for_health_is_a_host_and_a_port(address, read):
     assert load_settings({}, http=address).http_address == read
 
 
+def test_the_address_for_health_may_be_a_unix_socket():
+    assert load_settings({}, http="unix:/run/http.sock").http_address == Path("/run/http.sock")
+
+
+def test_a_unix_socket_is_named_by_its_whole_path():
+    assert "whole path" in refused({}, http="unix:http.sock")[0]
+
+
 @pytest.mark.parametrize("address", ["9464", ":9464", "localhost:", "localhost:http", "h:65536", "::1:80", "a/b:80"])
 def test_any_other_address_is_refused(address):
     (message,) = refused({}, http=address)

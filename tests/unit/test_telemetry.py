@@ -84,6 +84,15 @@ def test_json_can_be_asked_for_on_a_terminal(monkeypatch):
     assert json.loads(terminal.getvalue())["event"] == "step.finished"
 
 
+def test_what_is_common_to_a_process_is_in_each_of_its_lines_and_gives_way_to_what_a_line_says(lines):
+    configure(json=True, worker=2)
+
+    log.bind(account="acc1").info("event.stored")
+    log.info("event.stored", worker="other")
+
+    assert [(line["worker"], line.get("account")) for line in lines()] == [(2, "acc1"), ("other", None)]
+
+
 def test_lines_below_the_level_are_left_out(lines):
     log.debug("step.started")
     configure(json=True, level="WARNING")

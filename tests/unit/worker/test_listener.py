@@ -3,6 +3,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import stat
 import threading
 import time
 from contextlib import ExitStack
@@ -148,6 +149,47 @@ def test_head_gives_the_head_only(listener):
 
     assert (answer.status, body) == (200, b"")
     assert answer.headers["Content-Length"] == str(len(get(listener, "/live")[1]))
+
+
+def over_a_socket(path):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(DEADLINE)
+        connection.connect(str(path))
+        connection.sendall(b"GET /live HTTP/1.0\r\n\r\n")
+        return connection.makefile("rb").read()
+
+
+def test_a_unix_socket_is_for_its_owner_and_goes_with_the_worker(told, tmp_path):
+    path = tmp_path / "http.sock"
+    listener = a_listener(told, path)
+    listener.start()
+
+    assert over_a_socket(path).startswith(b"HTTP/1.0 200 ")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    listener.stop()
+    assert not path.exists()
+
+
+def test_the_unix_socket_of_a_process_that_died_is_taken_over(told, tmp_path):
+    path = tmp_path / "http.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    listener = a_listener(told, path)
+    listener.start()
+
+    assert over_a_socket(path).startswith(b"HTTP/1.0 200 ")
+    listener.stop()
+
+
+def test_a_unix_socket_in_use_is_left_alone(told, tmp_path):
+    path = tmp_path / "http.sock"
+    listener = a_listener(told, path)
+    listener.start()
+
+    with pytest.raises(CannotStart, match=r"cannot serve health and metrics on unix:/.*in use"):
+        a_listener(told, path).start()
+    assert over_a_socket(path).startswith(b"HTTP/1.0 200 ")
+    listener.stop()
 
 
 @pytest.mark.parametrize("path", ["/", "/live/", "/readyz", "/../live", "//metrics/.."])
