@@ -15,21 +15,21 @@ APPLICATION: Final = "dispatcher"
 # How long the server may take to let somebody in, in seconds, where the URL does not say.
 _PATIENCE_SECONDS: Final = 10
 
+_PASSWORD: Final = "Mend user or password: in the URL, or in the file that DISPATCHER_STORE_PASSWORD_FILE names."
+_TLS: Final = "See sslmode, sslrootcert and sslcert in PostgreSQL's manual; they are options of the URL."
 _GRANTS: Final = "Have its owner GRANT the rights to this user, or use the user that made the store."
 # What errors say, in their order, and what to do about it; the first that is found counts. By their text, since the
 # driver has no code for what the server says before it lets somebody in.
 _SAID: Final = (
     (r'database "[^"]*" does not exist', "`createdb` makes it; the tables in it are made by the dispatcher."),
-    (r"password authentication failed|no password supplied|empty password", "Mend user or password: in the URL, or in "
-     "the file that DISPATCHER_STORE_PASSWORD_FILE names."),
+    (r"password authentication failed|no password supplied|empty password", _PASSWORD),
     (r'role "[^"]*" does not exist', "Mend the user in the URL: postgresql://USER:PASSWORD@HOST/DATABASE."),
     (r"no pg_hba\.conf entry|pg_hba\.conf rejects", "The server's pg_hba.conf must let this user in from here."),
     (r"too many clients|remaining connection slots|too many connections",
      "All connections of the server are in use: raise max_connections, or start fewer workers."),
     (r"starting up|shutting down|in recovery mode|not yet accepting", "It is used again as soon as it answers."),
     (r"read-only transaction|in recovery|hot standby", "This is a standby: name the server that takes writes."),
-    (r"invalid sslmode|SSL|certificate", "See sslmode, sslrootcert and sslcert in PostgreSQL's manual; they are "
-     "options of the URL."),
+    (r"invalid sslmode|SSL|certificate", _TLS),
     (r"resolve host|translate host name", "Mend the host in the URL, or the name service of this machine."),
     (r"permission denied", _GRANTS),
     (r"statement timeout", "Ask for less at once: narrow the list by --since, or take a smaller --limit."),
