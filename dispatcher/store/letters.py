@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
 
 from dispatcher.engine.intake import Delivery, Receipt
 from dispatcher.errors import NotFound, NotPossible
-from dispatcher.store.lookup import find_dead_letter
-from dispatcher.store.operations import Changed, Operations, Page, Row, counted
+from dispatcher.store.lookup import find_dead_letter, find_event
+from dispatcher.store.operations import Changed, Operations, Page, counted
 from dispatcher.store.schema import dead_letters
+from dispatcher.store.taking import Row, rows, take
 
 
 class Letters:
@@ -89,12 +92,30 @@ class Letters:
 
     def _letter(self, text: str) -> Row:
         dead_id = find_dead_letter(self._operations.connection, text)
-        return self._operations.rows(select(dead_letters).where(dead_letters.c.dead_id == dead_id))[0]
+        this = dead_letters.c.dead_id == dead_id
+        found = self._take(rows(self._operations.connection, select(dead_letters).where(this)), [this])
+        if not found:
+            raise NotFound(f"dead letter {dead_id} is not kept any more.")
+        return found[0]
 
     def _open(self, filters: dict[str, str | None], page: Page) -> tuple[list[Row], Page | None]:
         wanted: dict[str, Any] = {**filters, "state": "open"}
         conditions = [dead_letters.c[name] == value for name, value in wanted.items() if value is not None]
-        return self._operations.page(select(dead_letters).where(*conditions), dead_letters.c.seq, page)
+        seen, next_page = self._operations.page(select(dead_letters).where(*conditions), dead_letters.c.seq, page)
+        return self._take(seen, conditions), next_page
+
+    def _take(self, seen: Sequence[Row], conditions: Sequence[ColumnElement[bool]]) -> list[Row]:
+        """Take letters, and before them, as everybody does, the events and runs of which they tell."""
+        self._operations.take_runs([letter["run_id"] for letter in seen if letter["run_id"] is not None])
+        refs = []
+        for letter in (letter for letter in seen if letter["kind"] == "event"):
+            with suppress(NotFound, NotPossible):
+                refs.append(find_event(self._operations.connection, letter["event_id"], letter["account_key"]))
+        for ref in sorted(refs, key=attrgetter("seq")):
+            with suppress(NotFound):
+                self._operations.take_event(ref)
+        these = dead_letters.c.seq.in_([letter["seq"] for letter in seen])
+        return take(self._operations.connection, dead_letters, these, *conditions)
 
     def _close(self, letter: Row, state: str) -> None:
         this = dead_letters.c.seq == letter["seq"]

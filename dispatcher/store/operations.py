@@ -1,27 +1,28 @@
 """What people do to runs and events: retry, cancel, resolve, replay. Each leaves a row in `audit`.
 
 Written in SQLAlchemy Core, within a transaction of the writer. Nothing here runs a chain: a run that is to go on is
-made due, and the worker takes it up like any other. A step whose outcome nobody knows is never tried again on the
-way: that takes a person who says what happened (`resolve_run`).
+made due, and a worker takes it up like any other. A step whose outcome nobody knows is never tried again on the
+way: that takes a person who says what happened (`resolve_run`). What is changed is taken first (see `taking`), and
+judged by what it is then.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, insert, select, update
 
 from dispatcher.engine.records import OPEN_LANE, as_text
-from dispatcher.errors import NotPossible, UsageError
+from dispatcher.errors import NotFound, NotPossible, UsageError
 from dispatcher.store.lookup import EventRef, find_event, find_run
-from dispatcher.store.publishes import held_steps, settle_held, withdraw_waiting
+from dispatcher.store.publishes import settle_held, withdraw_waiting
 from dispatcher.store.schema import audit, dead_letters, events, messages, runs, steps
-
-Row = Mapping[str, Any]
+from dispatcher.store.standing import Standing, here, standing_of
+from dispatcher.store.taking import Row, rows, take, take_runs
 
 RETRYABLE: Final = ("failed", "held", "retrying", "waiting", "cancelled")
 _ENDED: Final = ("done", "failed", "cancelled")
@@ -62,29 +63,6 @@ class Changed:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Standing:
-    """How the journal says that the step stands at which a run is."""
-
-    step_state: str | None = None
-    is_wait: bool = False
-    first_attempt: int = 1
-    last_attempt: int = 0
-    # Steps that published what may have gone out or not: it waits in the outbox for a person to say.
-    published: tuple[str, ...] = ()
-
-    @property
-    def unknown(self) -> bool:
-        """Whether a call or a publish was made, or may have been, and nobody knows with what effect."""
-        started = self.step_state == "started" and not self.is_wait
-        return bool(self.published) or self.step_state == "unknown" or started
-
-    @property
-    def waits(self) -> bool:
-        """Whether the step is a wait that has begun."""
-        return self.step_state == "started" and self.is_wait
-
-
 class Operations:
     """The operations of one transaction, by one actor."""
 
@@ -101,10 +79,10 @@ class Operations:
         Raises NotPossible where there is nothing to retry, or where only `resolve_run` is safe.
         """
         row = self._run(find_run(self.connection, text))
-        run_id, standing = row["run_id"], self._standing(row)
+        run_id, standing = row["run_id"], standing_of(self.connection, row)
         if row["state"] not in RETRYABLE:
             raise NotPossible(f"run {run_id} is {row['state']}: there is nothing to retry.", hint=_HINTS[row["state"]])
-        self._refuse_erased(row["event_seq"])
+        self._refuse_erased(row)
         # `on_unknown: fail` has decided already: such a step is `unknown`, its run `failed`.
         decided = row["state"] in ("failed", "retrying") and standing.step_state == "unknown"
         if standing.unknown and not decided:
@@ -118,13 +96,11 @@ class Operations:
         """Make runs of a state due now, of one chain or account or of all; those that need a person are left alone."""
         if state not in RETRYABLE:
             raise UsageError(f"runs that are {state} cannot be retried; those of {', '.join(RETRYABLE)} can.")
-        wanted = {runs.c.state: state, runs.c.chain: chain, runs.c.account_key: account}
-        conditions = [column == value for column, value in wanted.items() if value is not None]
-        found, next_page = self.page(select(runs).where(*conditions), runs.c.seq, page)
+        found, next_page = self._page_of_runs(state, chain, account, page)
         retried, left = [], []
         for row in found:
-            standing = self._standing(row)
-            if (standing.unknown and state != "retrying") or self._is_erased(row["event_seq"]):
+            standing = standing_of(self.connection, row)
+            if (standing.unknown and state != "retrying") or self._is_erased(row):
                 left.append((row["run_id"], "unknown" if standing.unknown else "erased"))
             else:
                 self._retry(row, standing)
@@ -144,7 +120,13 @@ class Operations:
             self.note("runs.cancel", run_id, f"{withdrawn} withdrawn")
             return Changed([run_id], f"run {run_id}: {counted(withdrawn, 'message')} withdrawn that waited")
         self._update_run(
-            row, state="cancelled", due_at=None, lane=OPEN_LANE, finished_at=self._now, error=f"by {self._actor}"
+            row,
+            state="cancelled",
+            due_at=None,
+            lane=OPEN_LANE,
+            lease_token=None,
+            finished_at=self._now,
+            error=f"by {self._actor}",
         )
         if row["state"] == "running":
             self._doubt_call(row)
@@ -159,7 +141,7 @@ class Operations:
         Raises NotPossible when the run does not stand at a step whose outcome is unknown.
         """
         row = self._run(find_run(self.connection, text))
-        run_id, standing = row["run_id"], self._standing(row)
+        run_id, standing = row["run_id"], standing_of(self.connection, row)
         if not standing.published and (row["state"] not in _RESUMABLE or not standing.unknown):
             cause = f": {row['error']}" if row["state"] == "held" else ""
             raise NotPossible(
@@ -167,22 +149,20 @@ class Operations:
                 hint="`dispatcher dead list --reason unknown` lists what can be resolved.",
             )
         if not standing.published:
-            self._refuse_erased(row["event_seq"])
+            self._refuse_erased(row)
         told = self._resolve(row, standing, sent=sent)
         self.note("runs.resolve", run_id, "sent" if sent else "not sent")
         return Changed([run_id], f"run {run_id}: {told}")
 
     def resolve_runs(self, *, sent: bool, chain: str | None, account: str | None, page: Page) -> Changed:
         """Settle the unknown outcomes of all held runs, of one chain or account or of all, in the same way."""
-        wanted = {runs.c.state: "held", runs.c.chain: chain, runs.c.account_key: account}
-        conditions = [column == value for column, value in wanted.items() if value is not None]
-        found, next_page = self.page(select(runs).where(*conditions), runs.c.seq, page)
+        found, next_page = self._page_of_runs("held", chain, account, page)
         resolved, left = [], []
         for row in found:
-            standing = self._standing(row)
+            standing = standing_of(self.connection, row)
             if not standing.unknown:
                 left.append((row["run_id"], str(row["error"]).partition(":")[0]))
-            elif not standing.published and self._is_erased(row["event_seq"]):
+            elif not standing.published and self._is_erased(row):
                 left.append((row["run_id"], "erased"))
             else:
                 self._resolve(row, standing, sent=sent)
@@ -191,7 +171,7 @@ class Operations:
         self.note("runs.resolve", target, f"{len(resolved)} runs {'sent' if sent else 'not sent'}")
         return Changed(resolved, f"{counted(len(resolved), 'run')} resolved", left, next_page)
 
-    def _resolve(self, row: Row, standing: _Standing, *, sent: bool) -> str:
+    def _resolve(self, row: Row, standing: Standing, *, sent: bool) -> str:
         if standing.published:
             return settle_held(self.connection, row, standing.published, self._now, sent=sent)
         fresh: dict[str, Any] = {"attempt": standing.last_attempt + 1, "step_started_at": None}
@@ -207,11 +187,11 @@ class Operations:
         Raises NotPossible where there is nothing to resume, or where the event is still being worked on.
         """
         ref = find_event(self.connection, text, account)
-        row = self.rows(select(events).where(events.c.seq == ref.seq))[0]
-        self._refuse_erased(ref.seq)
+        row, known = self.take_event(ref)
+        if row["note"] == ERASED_NOTE:
+            raise _erased()
         if row["state"] == "new":
             raise NotPossible(f"event {ref.event_id} is new: it waits for its turn.")
-        known = self.rows(select(runs).where(runs.c.event_seq == ref.seq).order_by(runs.c.seq))
         changed = self._again(ref, row, known) if again else self._resume(ref, row, known)
         self.note("events.replay", ref.event_id, "again" if again else None)
         return changed
@@ -223,12 +203,12 @@ class Operations:
                 hint="Let them end, or cancel them: `dispatcher events show` lists them.",
             )
         for run in known:
-            if (standing := self._standing(run)).published:
+            if (standing := standing_of(self.connection, run)).published:
                 raise _not_known(run, standing)
             # What has not gone out yet must not go beside what is made anew.
             withdraw_waiting(self.connection, run["run_id"], "replayed before it went out")
         generation = row["generation"] + 1
-        self._match_anew(ref, generation)
+        self._match_anew(ref, row, generation)
         for run in known:
             self._close_run_letters(run, "replayed")
         return Changed([ref.event_id], f"event {ref.event_id} is matched anew, as generation {generation}")
@@ -236,13 +216,13 @@ class Operations:
     def _resume(self, ref: EventRef, row: Row, known: Sequence[Row]) -> Changed:
         current = [run for run in known if run["generation"] == row["generation"]]
         if not current:
-            self._match_anew(ref, row["generation"])
+            self._match_anew(ref, row, row["generation"])
             return Changed([ref.event_id], f"event {ref.event_id} is matched anew")
         resumed, left = [], []
         for run in current:
             if run["state"] not in _RESUMABLE:
                 continue
-            standing = self._standing(run)
+            standing = standing_of(self.connection, run)
             if standing.unknown:
                 left.append((run["run_id"], "unknown"))
             else:
@@ -250,7 +230,7 @@ class Operations:
                 resumed.append(run["run_id"])
         if not resumed and left:
             first = next(run for run in current if run["run_id"] == left[0][0])
-            raise _not_known(first, self._standing(first))
+            raise _not_known(first, standing_of(self.connection, first))
         if not resumed:
             raise NotPossible(
                 f"event {ref.event_id} has nothing to resume: its runs are {_states(current)}.",
@@ -259,11 +239,10 @@ class Operations:
         self._close_event_letters(ref)
         return Changed(resumed, f"{counted(len(resumed), 'run')} of event {ref.event_id} due now", left)
 
-    def _match_anew(self, ref: EventRef, generation: int) -> None:
+    def _match_anew(self, ref: EventRef, row: Row, generation: int) -> None:
+        this = (events.c.seq == ref.seq, events.c.received_on == row["received_on"])
         self.connection.execute(
-            update(events)
-            .where(events.c.seq == ref.seq)
-            .values(state="new", generation=generation, crash_count=0, note=None)
+            update(events).where(*this).values(state="new", generation=generation, crash_count=0, note=None)
         )
         self._close_event_letters(ref)
 
@@ -275,12 +254,6 @@ class Operations:
             insert(audit).values(at=self._now, actor=self._actor, verb=verb, target=target, detail=detail)
         )
 
-    def rows(self, statement: Select[Any]) -> list[Row]:
-        """Return what a statement finds."""
-        return [
-            {str(name): value for name, value in row.items()} for row in self.connection.execute(statement).mappings()
-        ]
-
     def page(self, statement: Select[Any], seq: Any, page: Page) -> tuple[list[Row], Page | None]:
         """Return the next rows of a bulk operation, and where to go on; None behind the last."""
         up_to = page.up_to
@@ -288,22 +261,38 @@ class Operations:
             # Rows that come into being by what is done here are not of this operation.
             newest = statement.with_only_columns(seq).order_by(seq.desc()).limit(1)
             up_to = self.connection.execute(newest).scalar() or 0
-        found = self.rows(statement.where(seq > page.after, seq <= up_to).order_by(seq).limit(PAGE))
+        found = rows(self.connection, statement.where(seq > page.after, seq <= up_to).order_by(seq).limit(PAGE))
         return found, Page(found[-1]["seq"], up_to) if len(found) == PAGE else None
 
+    def take_runs(self, run_ids: Sequence[str]) -> list[Row]:
+        """Take runs and their events, for a change of something that belongs to them."""
+        return take_runs(self.connection, rows(self.connection, select(runs).where(runs.c.run_id.in_(run_ids))))
+
+    def take_event(self, ref: EventRef) -> tuple[Row, list[Row]]:
+        """Take an event and its runs."""
+        found = take(self.connection, events, events.c.seq == ref.seq)
+        if not found:  # its dedupe row outlives it, or it was forgotten a moment ago
+            raise NotFound(f"event {ref.event_id} is not kept any more.")
+        of_event = (runs.c.event_seq == ref.seq, runs.c.received_on == found[0]["received_on"])
+        return found[0], take(self.connection, runs, *of_event)
+
     def _run(self, run_id: str) -> Row:
-        return self.rows(select(runs).where(runs.c.run_id == run_id))[0]
+        found = self.take_runs([run_id])
+        if not found:
+            raise NotFound(f"run {run_id} is not kept any more.")
+        return found[0]
 
-    def _standing(self, row: Row) -> _Standing:
-        here = (steps.c.run_seq == row["seq"], steps.c.position == row["position"])
-        tried = self.rows(select(steps).where(*here).order_by(steps.c.attempt))
-        published = held_steps(self.connection, row["run_id"])
-        if not tried:
-            return _Standing(published=published)
-        last = tried[-1]
-        return _Standing(last["state"], last["handler"] == "wait", tried[0]["attempt"], last["attempt"], published)
+    def _page_of_runs(
+        self, state: str, chain: str | None, account: str | None, page: Page
+    ) -> tuple[list[Row], Page | None]:
+        wanted = {runs.c.state: state, runs.c.chain: chain, runs.c.account_key: account}
+        conditions: list[ColumnElement[bool]] = [
+            column == value for column, value in wanted.items() if value is not None
+        ]
+        seen, next_page = self.page(select(runs).where(*conditions), runs.c.seq, page)
+        return take_runs(self.connection, seen, *conditions), next_page
 
-    def _retry(self, row: Row, standing: _Standing) -> None:
+    def _retry(self, row: Row, standing: Standing) -> None:
         if row["state"] in ("waiting", "retrying"):
             self._update_run(row, due_at=self._now, lane=OPEN_LANE)
         elif standing.waits:
@@ -311,10 +300,9 @@ class Operations:
         elif standing.step_state in ("failed", "unknown"):
             # The retry policy counts from the first attempt and from its time, so both begin anew. What was tried
             # before moves below the first attempt, where the journal keeps it.
-            here = (steps.c.run_seq == row["seq"], steps.c.position == row["position"])
             span = standing.last_attempt - standing.first_attempt + 1
             beyond = steps.c.attempt - max(span, standing.last_attempt)
-            self.connection.execute(update(steps).where(*here).values(attempt=beyond))
+            self.connection.execute(update(steps).where(*here(row)).values(attempt=beyond))
             self._revive(row, state="ready", attempt=1, step_started_at=None)
         else:
             self._revive(row, state="ready", step_started_at=None)
@@ -326,20 +314,22 @@ class Operations:
         # An event that was parked as crashed lives again with its runs.
         self.connection.execute(
             update(events)
-            .where(events.c.seq == row["event_seq"], events.c.state == "dead")
+            .where(*_event_of(row), events.c.state == "dead")
             .values(state="matched", crash_count=0, note=None)
         )
 
     def _update_run(self, row: Row, **values: Any) -> None:
-        self.connection.execute(update(runs).where(runs.c.seq == row["seq"]).values(**values))
+        this = (runs.c.seq == row["seq"], runs.c.received_on == row["received_on"])
+        self.connection.execute(update(runs).where(*this).values(**values))
 
     def _doubt_call(self, row: Row) -> None:
         """Journal that the call of a cancelled run, and the text it may have sent, are unknown."""
-        here = (steps.c.run_seq == row["seq"], steps.c.position == row["position"], steps.c.state == "started")
         doubt = {"state": "unknown", "error": _CANCELLED_CALL, "finished_at": self._now}
-        self.connection.execute(update(steps).where(*here).values(**doubt))
+        self.connection.execute(update(steps).where(*here(row), steps.c.state == "started").values(**doubt))
         mine = (messages.c.run_id == row["run_id"], messages.c.step == row["step"], messages.c.state == "queued")
-        self.connection.execute(update(messages).where(*mine).values(state="held", error=_CANCELLED_CALL))
+        # No text of a run is older than it.
+        since = messages.c.received_on >= row["started_at"][:10]
+        self.connection.execute(update(messages).where(*mine, since).values(state="held", error=_CANCELLED_CALL))
 
     def _close_run_letters(self, row: Row, state: str) -> None:
         table = dead_letters
@@ -353,13 +343,20 @@ class Operations:
         )  # fmt: skip
         self.connection.execute(update(table).where(*of_event, table.c.state == "open").values(state="replayed"))
 
-    def _is_erased(self, event_seq: int) -> bool:
-        found = self.connection.execute(select(events.c.note).where(events.c.seq == event_seq)).scalar()
-        return found == ERASED_NOTE
+    def _is_erased(self, row: Row) -> bool:
+        return self.connection.execute(select(events.c.note).where(*_event_of(row))).scalar() == ERASED_NOTE
 
-    def _refuse_erased(self, event_seq: int) -> None:
-        if self._is_erased(event_seq):
-            raise NotPossible("the person whom this event was about was erased, and its content with them.")
+    def _refuse_erased(self, row: Row) -> None:
+        if self._is_erased(row):
+            raise _erased()
+
+
+def _event_of(row: Row) -> tuple[ColumnElement[bool], ...]:
+    return events.c.seq == row["event_seq"], events.c.received_on == row["received_on"]
+
+
+def _erased() -> NotPossible:
+    return NotPossible("the person whom this event was about was erased, and its content with them.")
 
 
 _HINTS: Final = {
@@ -378,7 +375,7 @@ def _states(rows: Sequence[Row]) -> str:
     return ", ".join(f"{number} {state}" for state, number in sorted(Counter(row["state"] for row in rows).items()))
 
 
-def _not_known(row: Row, standing: _Standing) -> NotPossible:
+def _not_known(row: Row, standing: Standing) -> NotPossible:
     step = ", ".join(standing.published) or row["step"]
     return NotPossible(
         f"run {row['run_id']} is {row['state']}, and nobody knows whether its step {step} had its effect.",
