@@ -15,14 +15,14 @@ APPLICATION: Final = "dispatcher"
 # How long the server may take to let somebody in, in seconds, where the URL does not say.
 _PATIENCE_SECONDS: Final = 10
 
-_PASSWORD: Final = "Mend user or password: in the URL, or in the file that DISPATCHER_STORE_PASSWORD_FILE names."
+_CREDENTIALS: Final = "Mend user or password: in the URL, or in the file that DISPATCHER_STORE_PASSWORD_FILE names."
 _TLS: Final = "See sslmode, sslrootcert and sslcert in PostgreSQL's manual; they are options of the URL."
 _GRANTS: Final = "Have its owner GRANT the rights to this user, or use the user that made the store."
 # What errors say, in their order, and what to do about it; the first that is found counts. By their text, since the
 # driver has no code for what the server says before it lets somebody in.
 _SAID: Final = (
     (r'database "[^"]*" does not exist', "`createdb` makes it; the tables in it are made by the dispatcher."),
-    (r"password authentication failed|no password supplied|empty password", _PASSWORD),
+    (r"password authentication failed|no password supplied|empty password", _CREDENTIALS),
     (r'role "[^"]*" does not exist', "Mend the user in the URL: postgresql://USER:PASSWORD@HOST/DATABASE."),
     (r"no pg_hba\.conf entry|pg_hba\.conf rejects", "The server's pg_hba.conf must let this user in from here."),
     (r"too many clients|remaining connection slots|too many connections",
