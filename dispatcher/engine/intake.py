@@ -132,8 +132,8 @@ class Intake:
         of the one before, and brings something for the first time, nothing of the earlier ones is left to come again.
         """
         epoch = delivery.epoch
-        if epoch is None or delivery.queue is None or delivery.redelivered:
-            return
+        if epoch is None or delivery.queue is None or delivery.redelivered or overlay.reads.shared:
+            return  # on a shared store the others are other workers' channels, or what another one has in hand again
         since = self._epochs.get(epoch)
         if since is None or overlay.now - since > _NOTICED_WITHIN:
             while len(self._epochs) >= _MOST_EPOCHS:

@@ -9,6 +9,10 @@ that were handed out and never taken in. What does not fit in is new, however eq
 Several beginnings may fit for a while. The one that leaves most to come is taken for true until something does not
 fit it; of the others those are kept that fit as well. Each is looked at as far ahead as the present batch reaches.
 
+Where several workers consume a queue there is no such order: what one channel left comes again through several, between
+what other channels left. There a delivery that comes again is matched by its content alone, with what channels that
+have ended left; each of these stands for one delivery.
+
 Deliveries with an id take no part in this, but where they were refused for it.
 """
 
