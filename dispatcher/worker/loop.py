@@ -51,13 +51,16 @@ _FAREWELL_SECONDS = 2.0
 _GC_THRESHOLD = 50_000
 
 
-def run_worker(settings: Settings, *, drain: bool) -> int:
+def run_worker(settings: Settings, *, drain: bool, lifeline: int | None = None) -> int:
     """Run a worker until it is told to stop, or with `drain` until nothing is left that is due; return the exit code.
 
+    `lifeline` is the descriptor by which it hears of its supervisor, where it has one.
     Raises CannotStart (RulebookRefused, StoreInUse, StoreUnusable) before anything was done.
     """
     plan = read_plan(settings)
-    worker = Worker(settings, SqliteStore.open(settings.store_path), plan, load=lambda: read_plan(settings))
+    worker = Worker(
+        settings, SqliteStore.open(settings.store_path), plan, load=lambda: read_plan(settings), lifeline=lifeline
+    )
     return worker.run(drain=drain)
 
 
@@ -72,12 +75,13 @@ class Worker:
         *,
         load: Callable[[], Plan],
         clock: Clock | None = None,
+        lifeline: int | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._clock = clock or SystemClock()
         self._wakeup = Wakeup()
-        self._signals = Signals(self._wakeup)
+        self._signals = Signals(self._wakeup, lifeline=lifeline)
         self._guard = CrashGuard(
             slot_path(store.path),
             settings.call_threads,

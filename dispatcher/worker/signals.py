@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 import time
 from types import FrameType
+from typing import Final
+
+# The variable by which a supervisor tells a worker its lifeline. Not one of DISPATCHER_*: it is nobody's to set.
+LIFELINE: Final = "_DISPATCHER_LIFELINE"
 
 
 class Wakeup:
@@ -37,10 +42,16 @@ class Wakeup:
 
 
 class Signals:
-    """Counts the requests to stop and notes the requests to reload, from `install` to `restore`."""
+    """Counts the requests to stop and notes the requests to reload, from `install` to `restore`.
 
-    def __init__(self, wake: Wakeup) -> None:
+    A worker with a supervisor has a `lifeline`, the read end of a pipe. A byte in it means to give up, and its end
+    that the supervisor is gone: then the worker drains. Signals alone never make such a worker give up, for a service
+    manager may signal every process of its group, and the supervisor passes the same request on.
+    """
+
+    def __init__(self, wake: Wakeup, *, lifeline: int | None = None) -> None:
         self._wake = wake
+        self._lifeline = lifeline
         self._before: dict[int, object] = {}
         self.stops = 0
         # When the first request to stop came, on the monotonic clock.
@@ -51,6 +62,9 @@ class Signals:
         """Take over SIGTERM, SIGINT and SIGHUP."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._before[number] = signal.signal(number, self._note)
+        if self._lifeline is not None:
+            os.set_inheritable(self._lifeline, False)
+            threading.Thread(target=self._follow, args=(self._lifeline,), name="lifeline", daemon=True).start()
 
     def exceeds(self, patience_seconds: float) -> bool:
         """Whether a stop was asked for twice, or so long ago."""
@@ -68,7 +82,21 @@ class Signals:
         if number == signal.SIGHUP:
             self.reload = True
         else:
-            self.stops += 1
-            if self.stopped_at is None:
-                self.stopped_at = time.monotonic()
+            self._stop(self.stops + 1 if self._lifeline is None else max(self.stops, 1))
         self._wake.set()
+
+    def _follow(self, lifeline: int) -> None:
+        """Heed the supervisor until it is gone."""
+        while True:
+            gone = not os.read(lifeline, 1)
+            if not self._before:
+                return  # restored: the wake-up's pipe may be closed by now
+            self._stop(max(self.stops, 1) if gone else 2)
+            self._wake.set()
+            if gone:
+                return
+
+    def _stop(self, times: int) -> None:
+        self.stops = times
+        if self.stopped_at is None:
+            self.stopped_at = time.monotonic()
