@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Connection, select
 
 from dispatcher.errors import NotFound, NotPossible
+from dispatcher.events.identity import day_of
 from dispatcher.store.schema import contacts, dead_letters, event_ids, events, messages, runs
 
 # An end that is shorter would meet others by chance.
@@ -32,6 +33,8 @@ class EventRef:
     seq: int
     account_key: str
     event_id: str
+    # The day by which the row, its runs and their steps are partitioned.
+    received_on: str
 
 
 def find_run(connection: Connection, text: str) -> str:
@@ -46,7 +49,13 @@ def find_dead_letter(connection: Connection, text: str) -> str:
 
 def find_message(connection: Connection, text: str) -> str:
     """Return the id of the message that `text` names. Raises NotFound, or NotPossible when it names several."""
-    return str(_one(connection, "message", messages.c.message_id, text))
+    return str(_one(connection, "message", messages.c.message_id, text, of_message(connection, text)))
+
+
+def of_message(connection: Connection, message_id: str) -> list[ColumnElement[bool]]:
+    """Return the condition that leads to the one partition in which a message is, where its whole id is known."""
+    day = day_of(message_id) if connection.dialect.name == "postgresql" else None
+    return [] if day is None else [messages.c.received_on == day]
 
 
 def find_event(connection: Connection, text: str, account_key: str | None = None) -> EventRef:
@@ -58,9 +67,9 @@ def find_event(connection: Connection, text: str, account_key: str | None = None
     found: dict[tuple[Any, ...], EventRef] = {}
     for table, seq in ((event_ids, event_ids.c.event_seq), (events, events.c.seq)):
         scope = [] if account_key is None else [table.c.account_key == account_key]
-        columns = (table.c.account_key, table.c.event_id, seq)
+        columns = (table.c.account_key, table.c.event_id, seq, table.c.received_on)
         for row in _matching(connection, columns, table.c.event_id, text, scope):
-            found.setdefault(tuple(row[:2]), EventRef(row[2], row[0], row[1]))
+            found.setdefault(tuple(row[:2]), EventRef(row[2], row[0], row[1], row[3]))
         if found:
             break
     if len(found) == 1:
@@ -119,8 +128,10 @@ def _is_number(text: str) -> bool:
     return re.fullmatch(r"\+?[0-9 ().\-/]+", text.strip()) is not None
 
 
-def _one(connection: Connection, what: str, column: Column[Any], text: str) -> Any:
-    rows = _matching(connection, (column,), column, text, [])
+def _one(
+    connection: Connection, what: str, column: Column[Any], text: str, scope: Sequence[ColumnElement[bool]] = ()
+) -> Any:
+    rows = _matching(connection, (column,), column, text, scope)
     if not rows:
         raise _not_found(what, text, "")
     if len(rows) > 1:
@@ -138,11 +149,11 @@ def _matching(
     """Return the rows whose id is `text`; failing that those that begin with it; failing that those that end so."""
     if not text:
         return []
-    # A range instead of LIKE: it uses the index, and tells upper from lower case.
+    # A range instead of LIKE: it uses the index, which is sorted by bytes, and tells upper from lower case.
     attempts = [column == text, (column >= text) & (column < text + _LAST_CHARACTER)]
     end = text.removeprefix(_CUT)
     if len(end) >= _SHORTEST_END:
-        attempts.append(column.endswith(end, autoescape=True))
+        attempts.append(column.iendswith(end, autoescape=True))
     for condition in attempts:
         rows = _select(connection, columns, [condition, *scope])
         if rows:

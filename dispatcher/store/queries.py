@@ -10,11 +10,12 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, Table, func, select
 
+from dispatcher.errors import NotFound
 from dispatcher.store import schema
 from dispatcher.store.lookup import (
     EventRef,
@@ -24,6 +25,7 @@ from dispatcher.store.lookup import (
     find_message,
     find_run,
     number_like,
+    of_message,
 )
 
 Row = dict[str, Any]
@@ -79,7 +81,8 @@ def list_runs(
     table = schema.runs
     conditions = _equal(table, chain=chain, state=state, account_key=account)
     if event is not None:
-        conditions.append(table.c.event_seq == find_event(connection, event, account).seq)
+        ref = find_event(connection, event, account)
+        conditions += [table.c.event_seq == ref.seq, table.c.received_on == ref.received_on]
     return _listing(connection, table, [*conditions, *_since(table, "started_at", since)], limit, _run)
 
 
@@ -141,7 +144,12 @@ def show_run(connection: Connection, text: str) -> Row:
     dead = schema.dead_letters
     return {
         **_run_with_steps(connection, row),
-        "messages": _all(connection, schema.messages, [schema.messages.c.run_id == run_id], _message),
+        "messages": _all(
+            connection,
+            schema.messages,
+            [schema.messages.c.run_id == run_id, *_not_before(connection, schema.messages, row["received_on"])],
+            _message,
+        ),
         "dead_letters": _all(
             connection, dead, [dead.c.event_id == row["event_id"], dead.c.run_id == run_id], _dead_letter
         ),
@@ -189,26 +197,33 @@ def show_message(connection: Connection, text: str) -> Row:
     message_id = find_message(connection, text)
     waiting = _all(connection, outbox, [outbox.c.message_id == message_id], _publish)
     return {
-        **_all(connection, table, [table.c.message_id == message_id], _message)[0],
+        **_all(connection, table, [table.c.message_id == message_id, *of_message(connection, message_id)], _message)[0],
         "outbox": waiting[0] if waiting else None,
     }
 
 
 def _event_story(connection: Connection, ref: EventRef) -> Row:
     events, runs, dead, texts = schema.events, schema.runs, schema.dead_letters, schema.messages
-    event = _all(connection, events, [events.c.seq == ref.seq], _event)[0]
-    of_event = select(runs).where(runs.c.event_seq == ref.seq).order_by(runs.c.seq)
+    day = ref.received_on
+    found = _all(connection, events, [events.c.seq == ref.seq, events.c.received_on == day], _event)
+    if not found:
+        # That it came is remembered for longer, lest it comes again.
+        raise NotFound(f"event {ref.event_id} is not kept any more.")
+    event = found[0]
+    of_event = select(runs).where(runs.c.event_seq == ref.seq, runs.c.received_on == day).order_by(runs.c.seq)
     # By root first: that is what the index on descendants knows.
     emitted = [
         events.c.root_id == event["root_id"], events.c.hops > 0, events.c.parent_id == ref.event_id,
-        events.c.account_key == ref.account_key,
+        events.c.account_key == ref.account_key, *_not_before(connection, events, day),
+    ]  # fmt: skip
+    sent = [
+        texts.c.account_key == ref.account_key, texts.c.event_id == ref.event_id,
+        *_not_before(connection, texts, day),
     ]  # fmt: skip
     return {
         **event,
         "runs": [_run_with_steps(connection, row) for row in list(_rows(connection, of_event))],
-        "messages": _all(
-            connection, texts, [texts.c.account_key == ref.account_key, texts.c.event_id == ref.event_id], _message
-        ),
+        "messages": _all(connection, texts, sent, _message),
         "dead_letters": _all(
             connection,
             dead,
@@ -221,7 +236,8 @@ def _event_story(connection: Connection, ref: EventRef) -> Row:
 
 def _run_with_steps(connection: Connection, row: Row) -> Row:
     table = schema.steps
-    of_run = select(table).where(table.c.run_seq == row["seq"]).order_by(table.c.position, table.c.attempt)
+    here = [table.c.run_seq == row["seq"], table.c.received_on == row["received_on"]]
+    of_run = select(table).where(*here).order_by(table.c.position, table.c.attempt)
     steps: list[Row] = []
     for step in _rows(connection, of_run):
         # A retried run numbers its attempts anew and keeps the earlier ones below 1; people count from the first.
@@ -295,6 +311,14 @@ def _equal(table: Table, **wanted: str | None) -> list[ColumnElement[bool]]:
 
 def _since(table: Table, column: str, since: datetime | None) -> list[ColumnElement[bool]]:
     return [] if since is None else [table.c[column] >= since.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")]
+
+
+def _not_before(connection: Connection, table: Table, day: str) -> list[ColumnElement[bool]]:
+    """Return the condition that leaves out the partitions of days before what an event of this day led to."""
+    if connection.dialect.name != "postgresql":
+        return []  # where there are none
+    # A day of patience with clocks at midnight.
+    return [table.c.received_on >= (date.fromisoformat(day) - timedelta(days=1)).isoformat()]
 
 
 def _listing(
