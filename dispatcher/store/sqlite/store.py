@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from dispatcher.clock import Clock, SystemClock
 from dispatcher.errors import StoreUnusable
 from dispatcher.store import migrate
 from dispatcher.store.sqlite import statements as sql
@@ -31,11 +32,14 @@ _CACHE_KIB = 32 * 1024
 
 
 class SqliteStore:
-    """The one process's hold on a store. `facts` are what the store says of itself, such as `installation`."""
+    """The one process's hold on a store: see `ports.Store`."""
+
+    shared = False
 
     def __init__(self, path: Path, lock: StoreLock, connection: sqlite3.Connection) -> None:
         self.path = path
         self.connection = connection
+        self.clock: Clock = SystemClock()
         self._lock = lock
         self.facts: dict[str, str] = dict(connection.execute("SELECT name, value FROM facts").fetchall())
         self.seqs: dict[str, int] = {
@@ -45,6 +49,11 @@ class SqliteStore:
         self.suppressed: set[bytes] = {row[0] for row in connection.execute(sql.SUPPRESSED).fetchall()}
         self.turns: dict[str, str] = {}
         self.known_chains: set[str] = set()
+
+    @property
+    def shown(self) -> str:
+        """The file, as people and logs may see it."""
+        return str(self.path)
 
     @classmethod
     def open(cls, path: Path) -> SqliteStore:
@@ -90,6 +99,10 @@ class SqliteStore:
             finally:
                 if self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
+
+    def within(self, connection: sqlalchemy.Connection) -> SqliteTransaction:
+        """Return a view of the transaction that `administer` has open; it ends with that one."""
+        return SqliteTransaction(self)
 
     def administer(self, change: Callable[[sqlalchemy.Connection], T]) -> T:
         """Run a rare change, written in SQLAlchemy Core, in one transaction on the writer connection."""
