@@ -27,12 +27,13 @@ def reading(store: str | None) -> Iterator[Connection]:
 
 
 def administrator(store: str | None) -> Administrator:
-    """Return who has things done to the store: through the worker that runs, or without one."""
+    """Return who has things done to the store: through the worker that holds it, or without one."""
     settings = read_settings(store=store)
     from dispatcher.events.limits import Limits  # noqa: PLC0415 - see above
     from dispatcher.worker.administration import Administrator  # noqa: PLC0415
 
-    return Administrator(settings.store_path, Limits(body_bytes=settings.max_event_bytes, depth=settings.max_depth))
+    place = settings.store_path if settings.store_kind == "sqlite" else settings.store_url()
+    return Administrator(place, Limits(body_bytes=settings.max_event_bytes, depth=settings.max_depth))
 
 
 def default_region(store: str | None) -> str | None:

@@ -7,17 +7,16 @@ import sys
 import time
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol, cast
 
 import typer
 
 from dispatcher.cli import exits
 from dispatcher.cli.options import AmqpOption, JsonOption, StoreOption, new_app, read_settings
 from dispatcher.cli.output import Progress, say, write_json
-from dispatcher.errors import BrokerUnreachable, StoreInUse, UsageError
+from dispatcher.errors import BrokerUnreachable, Contended, LeaseLost, StoreInUse, StoreUnusable, UsageError
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from dispatcher.settings import Settings
     from dispatcher.sources.amqp.handover import Handover
     from dispatcher.sources.embedded import Numbered
-    from dispatcher.store.sqlite.store import SqliteStore
+    from dispatcher.store.ports import Store
 
 app = new_app(
     examples=(
@@ -51,76 +50,115 @@ _GC_THRESHOLD: Final = 50_000
 Taken = tuple[str, str | None, str | None, str | None]
 
 
-class _Gate:
-    """The way into the store: the process that holds it, or, when nobody does, the file itself."""
+class _Gate(Protocol):
+    """The way into a store."""
+
+    def take(self, bodies: list[bytes]) -> list[Taken]:
+        """Return (kind, event id, code, detail) of each body, once all of them are durable."""
+        ...
+
+
+class _FileGate:
+    """The way into a store that one process writes: through that process, or, where there is none, into the file."""
 
     def __init__(self, settings: Settings) -> None:
         from dispatcher.store.sqlite.lock import socket_path  # noqa: PLC0415 - see main
         from dispatcher.worker.control import ControlClient  # noqa: PLC0415
 
-        self._settings = settings
-        self._store: SqliteStore | None = None
-        self._intake: Intake | None = None
-        self._client = ControlClient(socket_path(settings.store_path))
+        self._path = settings.store_path
+        self._intake = _intake(settings)
+        self._store: Store | None = None
+        self._client = ControlClient(socket_path(self._path))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._client.close()
         if self._store is not None:
             self._store.close()
 
     def take(self, bodies: list[bytes]) -> list[Taken]:
-        """Return (kind, event id, code, detail) of each body, once all of them are durable.
-
-        Raises StoreInUse when the process that holds the store does not answer for half a minute.
-        """
+        """Raises StoreInUse when the process that holds the store does not answer for half a minute."""
         from dispatcher.worker.control import NoWorker, WorkerStopping  # noqa: PLC0415
 
         taken: list[Taken] = []
         deadline = time.monotonic() + _PATIENCE
         while len(taken) < len(bodies):
             try:
-                if self._opened():
-                    taken += self._admit(bodies[len(taken) :])
+                if (store := self._opened()) is not None:
+                    taken += _admit(store, self._intake, bodies[len(taken) :])
                 else:
                     taken += self._ask(bodies[len(taken) : len(taken) + _A_FRAME])
             except (NoWorker, WorkerStopping) as busy:
                 # A worker that starts or ends, or another `publish`: nothing was taken, so asking again is safe.
                 if time.monotonic() > deadline:
                     raise StoreInUse(
-                        f"another process holds the store {self._settings.store_path}, and does not answer.",
+                        f"another process holds the store {self._path}, and does not answer.",
                         hint="`dispatcher doctor` tells which one.",
                     ) from busy
                 time.sleep(_PAUSE)
         return taken
 
-    def _opened(self) -> bool:
-        """Whether this process holds the store, or could take it now."""
-        from dispatcher.engine.intake import Intake  # noqa: PLC0415
-        from dispatcher.events.limits import Limits  # noqa: PLC0415
+    def _opened(self) -> Store | None:
+        """Return the store if this process holds it, or could take it now."""
         from dispatcher.store.sqlite.store import SqliteStore  # noqa: PLC0415
 
         if self._store is None:
-            try:
-                self._store = SqliteStore.open(self._settings.store_path)
-            except StoreInUse:
-                return False
-            self._intake = Intake(Limits(self._settings.max_event_bytes, self._settings.max_depth))
-        return True
-
-    def _admit(self, bodies: list[bytes]) -> list[Taken]:
-        from dispatcher.sources.embedded import admit  # noqa: PLC0415
-
-        assert self._store is not None
-        assert self._intake is not None
-        receipts = admit(self._store, self._intake, bodies, datetime.now(UTC))
-        return [(receipt.kind, receipt.event_id, receipt.code, receipt.detail) for receipt in receipts]
+            with suppress(StoreInUse):
+                self._store = SqliteStore.open(self._path)
+        return self._store
 
     def _ask(self, bodies: list[bytes]) -> list[Taken]:
         answer = self._client.request("publish", {"bodies": [b64encode(body).decode() for body in bodies]})
         return [tuple(receipt) for receipt in answer["receipts"]]
+
+
+class _SharedGate:
+    """The way into a store that many processes write: any of them may, at any time."""
+
+    def __init__(self, settings: Settings) -> None:
+        from dispatcher.store.opening import open_store  # noqa: PLC0415 - see main
+
+        self._intake = _intake(settings)
+        self._store = open_store(settings.store_url())
+
+    def close(self) -> None:
+        self._store.close()
+
+    def take(self, bodies: list[bytes]) -> list[Taken]:
+        """Raises StoreUnusable when nobody knows whether these were stored, Contended after half a minute of it."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return _admit(self._store, self._intake, bodies)
+            except Contended:
+                # Somebody else was just storing one of these events; once that is done, it is a duplicate.
+                if time.monotonic() > deadline:
+                    raise
+            except LeaseLost as lost:
+                raise StoreUnusable(
+                    f"{lost.message} Of up to {len(bodies)} events nobody knows whether they are stored.",
+                    hint="Publishing again is safe for events with an id of their own: they are taken once.",
+                ) from lost
+            time.sleep(_PAUSE)
+
+
+def _intake(settings: Settings) -> Intake:
+    from dispatcher.engine.intake import Intake  # noqa: PLC0415 - see main
+    from dispatcher.events.limits import Limits  # noqa: PLC0415
+
+    return Intake(Limits(settings.max_event_bytes, settings.max_depth))
+
+
+def _admit(store: Store, intake: Intake, bodies: list[bytes]) -> list[Taken]:
+    from dispatcher.sources.embedded import admit  # noqa: PLC0415 - see main
+
+    receipts = admit(store, intake, bodies)
+    return [(receipt.kind, receipt.event_id, receipt.code, receipt.detail) for receipt in receipts]
+
+
+@contextmanager
+def _gate(settings: Settings) -> Iterator[_Gate]:
+    with closing(_FileGate(settings) if settings.store_kind == "sqlite" else _SharedGate(settings)) as gate:
+        yield gate
 
 
 @app.command()
@@ -164,7 +202,7 @@ def publish(
 def _to_store(file: str, settings: Settings, where: str, *, as_json: bool) -> None:
     taken = {"stored": 0, "duplicate": 0, "refused": 0}
     refused: list[dict[str, Any]] = []
-    with _bodies(file, settings) as chunks, _Gate(settings) as gate, Progress("events") as progress:
+    with _bodies(file, settings) as chunks, _gate(settings) as gate, Progress("events") as progress:
         for chunk in chunks:
             receipts = gate.take([body for _, body in chunk])
             for (line, _), (kind, _, code, detail) in zip(chunk, receipts, strict=True):

@@ -1,7 +1,7 @@
 """The embedded source: events come in through the store itself. Here they are cut out of a stream and admitted.
 
-The worker's loop admits what reaches it over the control socket; `dispatcher publish` admits by itself when no worker
-holds the store. Knows nothing of sockets and command lines.
+The worker's loop admits what reaches it over the control socket; `dispatcher publish` admits by itself where no one
+process holds the store. Knows nothing of sockets and command lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dispatcher.engine.intake import Delivery, Intake, Receipt
 from dispatcher.engine.unit import Overlay
 
 if TYPE_CHECKING:
-    from dispatcher.store.sqlite.store import SqliteStore
+    from dispatcher.store.ports import Store
 
 SOURCE: Final = "embedded"
 # How many events are admitted in one commit at most.
@@ -56,10 +56,15 @@ def _cut(rest: bytes, read: bytes, longest: int) -> bytes:
     return rest + read if len(rest) <= longest else rest
 
 
-def admit(store: SqliteStore, intake: Intake, bodies: Sequence[bytes], now: datetime) -> list[Receipt]:
-    """Store what can be read and park what cannot; when this returns, both are durable."""
+def admit(store: Store, intake: Intake, bodies: Sequence[bytes], now: datetime | None = None) -> list[Receipt]:
+    """Store what can be read and park what cannot; when this returns, both are durable.
+
+    They are received `now`, which is the store's own time if not given. Raises Contended, with nothing stored, when
+    another process is just storing one of these events; LeaseLost when nobody can tell whether they are stored.
+    """
     with store.transaction() as transaction:
-        overlay = Overlay(transaction, now)
+        # Not before: with a transaction a store that is shared tells the time.
+        overlay = Overlay(transaction, now or store.clock.now())
         receipts = intake.admit([Delivery(body, SOURCE) for body in bodies], overlay)
         transaction.flush(overlay.changes)
         failpoints.reach("intake.before_commit")

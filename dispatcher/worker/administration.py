@@ -1,4 +1,4 @@
-"""The writing verbs, for whoever holds the store: the worker's loop between two batches, or a command without a worker.
+"""The writing verbs, for whoever holds the store: the worker's loop between two batches, or a command by itself.
 
     events.replay   event, account?, again?                    runs.cancel     run
     runs.retry      run | state?, chain?, account?, page?      runs.resolve    sent, run | chain?, account?, page?
@@ -6,7 +6,8 @@
     contacts.erase  contact, account?, region?                 ping
 
 Each also takes `actor`, who asks. A verb over many rows does a page of them and says where to go on (`next`), so that
-the worker never stands still for long.
+the worker never stands still for long. A store in a file has one writer, so a command asks the worker that runs, if
+one does; into a store that processes share it writes itself.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import os
 import pwd
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from dispatcher.engine.intake import Delivery, Receipt
     from dispatcher.store.operations import Changed, Operations
-    from dispatcher.store.sqlite.store import SqliteStore
+    from dispatcher.store.ports import Store
 
 # How long another process may hold the store without answering: it is starting, stopping or publishing.
 _PATIENCE_SECONDS: Final = 15.0
@@ -37,11 +38,11 @@ _PAUSE_SECONDS: Final = 0.05
 
 
 def perform(
-    store: SqliteStore, verb: str, args: Mapping[str, Any], now: datetime, *, limits: Limits | None = None
+    store: Store, verb: str, args: Mapping[str, Any], now: datetime, *, limits: Limits | None = None
 ) -> dict[str, Any]:
     """Do what a verb asks, in one transaction; return `changed`, `ids`, `message`, `left` and `next`.
 
-    Raises NotFound, NotPossible, UsageError or StoreUnusable, and has done nothing then.
+    Raises NotFound, NotPossible, UsageError, StoreUnusable or Contended, and has done nothing then.
     """
     from dispatcher.store.operations import Operations  # noqa: PLC0415 - brings SQLAlchemy, and is seldom needed
 
@@ -87,17 +88,14 @@ def _change_work(operations: Operations, asked: _Arguments) -> Changed:
             raise UsageError(f"there is no verb {verb!r}.", hint="Are worker and command of one version?")
 
 
-def _change_letters(
-    store: SqliteStore, operations: Operations, asked: _Arguments, now: datetime, limits: Limits
-) -> Changed:
+def _change_letters(store: Store, operations: Operations, asked: _Arguments, now: datetime, limits: Limits) -> Changed:
     from dispatcher.engine.intake import Intake  # noqa: PLC0415 - see `perform`
     from dispatcher.engine.unit import Overlay  # noqa: PLC0415
     from dispatcher.store.letters import Letters  # noqa: PLC0415
-    from dispatcher.store.sqlite.transaction import SqliteTransaction  # noqa: PLC0415
 
     def take_in(delivery: Delivery) -> Receipt:
         # Within the transaction that closes the letter, so that a crash leaves both or neither.
-        transaction = SqliteTransaction(store)
+        transaction = store.within(operations.connection)
         overlay = Overlay(transaction, now)
         (receipt,) = Intake(limits).admit([delivery], overlay)
         if receipt.kind == "stored":
@@ -169,38 +167,52 @@ class Holder(Protocol):
 
 
 class _OwnHold:
-    def __init__(self, store: SqliteStore, limits: Limits) -> None:
+    def __init__(self, store: Store, limits: Limits) -> None:
         self._store = store
         self._limits = limits
 
     def request(self, verb: str, args: dict[str, Any]) -> dict[str, Any]:
-        return perform(self._store, verb, args, datetime.now(UTC), limits=self._limits)
+        return perform(self._store, verb, args, self._store.clock.now(), limits=self._limits)
 
 
 class Administrator:
-    """Sends writing verbs to the process that holds the store, or holds it itself where nobody does."""
+    """Sends writing verbs to the process that holds the store, or holds it itself where nobody does.
 
-    def __init__(self, store_path: Path, limits: Limits) -> None:
-        self._store_path = store_path
+    `store` is the file of the one kind of store, or the URL of the other, with its password.
+    """
+
+    def __init__(self, store: Path | str, limits: Limits) -> None:
+        self._store = store
         self._limits = limits
 
     def request(self, verb: str, **args: Any) -> dict[str, Any]:
         """Have a verb done and return its result. Raises what the verb raises, and StoreUnusable without a store."""
-        if not self._store_path.exists():
+        args["actor"] = user_name()
+        if isinstance(self._store, str):
+            return self._request_shared(self._store, verb, args)
+        if not self._store.exists():
             raise StoreUnusable(
-                f"there is no store at {self._store_path.absolute()}.",
+                f"there is no store at {self._store.absolute()}.",
                 hint="`dispatcher run` or `dispatcher publish` makes one; --store or DISPATCHER_STORE names another.",
             )
-        args["actor"] = user_name()
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
-                with self._holder() as holder:
+                with self._holder(self._store) as holder:
                     return holder.request(verb, args)
             except (StoreInUse, WorkerStopping):
                 if time.monotonic() > deadline:
                     raise
             time.sleep(_PAUSE_SECONDS)
+
+    def _request_shared(self, url: str, verb: str, args: dict[str, Any]) -> dict[str, Any]:
+        from dispatcher.store.opening import open_store  # noqa: PLC0415 - see `perform`
+        from dispatcher.store.reading import open_reader  # noqa: PLC0415
+
+        with open_reader(url):
+            pass  # whoever opens a store for writing makes it, and a verb that changes one is no reason to
+        with closing(open_store(url)) as store:
+            return _OwnHold(store, self._limits).request(verb, args)
 
     def every_page(self, verb: str, **args: Any) -> Iterator[dict[str, Any]]:
         """Have a verb over many rows done, page by page."""
@@ -213,11 +225,11 @@ class Administrator:
                 return
 
     @contextmanager
-    def _holder(self) -> Iterator[Holder]:
+    def _holder(self, path: Path) -> Iterator[Holder]:
         from dispatcher.store.sqlite.lock import socket_path  # noqa: PLC0415 - see `perform`
         from dispatcher.store.sqlite.store import SqliteStore  # noqa: PLC0415
 
-        with ControlClient(socket_path(self._store_path)) as client:
+        with ControlClient(socket_path(path)) as client:
             try:
                 client.connect()
             except NoWorker:
@@ -225,11 +237,8 @@ class Administrator:
             else:
                 yield client
                 return
-        store = SqliteStore.open(self._store_path)
-        try:
+        with closing(SqliteStore.open(path)) as store:
             yield _OwnHold(store, self._limits)
-        finally:
-            store.close()
 
 
 def user_name() -> str:
