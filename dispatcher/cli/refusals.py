@@ -41,9 +41,11 @@ def meaning_of(refusal: str) -> str:
 
 def _who_binds(exchange: str, key: str) -> str:
     """Say who makes the queue that takes messages with this key."""
+    from dispatcher.engine.records import EVENT_EXCHANGE  # noqa: PLC0415 - see main
+
     if key.endswith(".outbound"):
         return "the Vumi transport makes one when it starts"
-    if exchange == "vumi.events":
+    if exchange == EVENT_EXCHANGE:
         return "a subscriber makes one, for the events that it wants"
     if key == "vumi.api":
         return "Vumi's command dispatcher makes one when it starts"

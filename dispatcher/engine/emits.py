@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dispatcher.engine.intake import add_event
-from dispatcher.engine.records import EVENT_STATE, LONGEST_NAME, OutboxRow, Run, StoredEvent, destination_of
+from dispatcher.engine.records import (
+    EVENT_EXCHANGE,
+    EVENT_STATE,
+    LONGEST_NAME,
+    OutboxRow,
+    Run,
+    StoredEvent,
+    destination_of,
+)
 from dispatcher.engine.unit import Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import canonical_hash, derived_uuid7, uuid7
@@ -16,9 +24,6 @@ from dispatcher.events.limits import Limits, Refusal, plain_json
 from dispatcher.events.wire import decode, encode
 from dispatcher.plugins.outcomes import Emit, Publish
 from dispatcher.rules.plan import Step
-
-# Where emitted events go when they are published: a topic exchange, keyed <conversation_type>.<event_type>.
-EVENT_EXCHANGE = "vumi.events"
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from urllib.parse import quote, unquote
 
 from dispatcher.events.event import Event
@@ -164,6 +164,10 @@ class OutboxRow:
     def is_text(self) -> bool:
         """Whether this is a text to a person, with a row in `messages` under the same id."""
         return self.lane.startswith("sender:")
+
+
+# Where emitted events go when they are published: a topic exchange, keyed <conversation_type>.<event_type>.
+EVENT_EXCHANGE: Final = "vumi.events"
 
 
 @lru_cache(maxsize=256)

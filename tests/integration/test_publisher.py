@@ -7,8 +7,9 @@ from collections import Counter
 
 import pytest
 
+from dispatcher.engine.records import EVENT_EXCHANGE
 from dispatcher.settings import Settings
-from dispatcher.sources.amqp.publisher import EVENTS_EXCHANGE, Outgoing, Publisher
+from dispatcher.sources.amqp.publisher import Outgoing, Publisher
 from tests.harness.proxy import proxied
 from tests.harness.waiting import wait_until
 
@@ -162,11 +163,11 @@ def test_a_message_that_a_full_queue_does_not_take_is_refused(vhost, office):
 def test_our_own_exchanges_are_created_where_they_are_absent(vhost, office):
     desk = office()
     assert desk.publish(3) == {"unroutable": 3}
-    assert desk.publish(3, exchange=EVENTS_EXCHANGE) == {"unroutable": 3}
+    assert desk.publish(3, exchange=EVENT_EXCHANGE) == {"unroutable": 3}
     with vhost.channel() as channel:
         # A passive declaration tells nothing of type and durability; an equal one is taken, a different one refused.
         channel.exchange_declare("vumi", exchange_type="direct", durable=True)
-        channel.exchange_declare(EVENTS_EXCHANGE, exchange_type="topic", durable=True)
+        channel.exchange_declare(EVENT_EXCHANGE, exchange_type="topic", durable=True)
 
 
 def test_an_exchange_that_is_not_ours_is_not_created_and_the_others_go_on(vhost, office):

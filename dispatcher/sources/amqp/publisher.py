@@ -17,16 +17,14 @@ from typing import Any, Final
 
 from pika.adapters.select_connection import SelectConnection
 
+from dispatcher.engine.records import EVENT_EXCHANGE
 from dispatcher.settings import Settings
 from dispatcher.sources.amqp.fates import Fate, Outgoing, Published
 from dispatcher.sources.amqp.gathering import gathered
 from dispatcher.sources.amqp.link import Link, LinkStatus, Role
 from dispatcher.sources.amqp.outlet import ExchangeStatus, Outlet
 
-__all__ = ["EVENTS_EXCHANGE", "WINDOW", "Fate", "Outgoing", "Published", "Publisher", "PublisherStatus"]
-
-EVENTS_EXCHANGE: Final = "vumi.events"
-"""Where emitted events go, by `<conversation_type>.<event_type>`: a topic exchange."""
+__all__ = ["WINDOW", "Fate", "Outgoing", "Published", "Publisher", "PublisherStatus"]
 
 WINDOW: Final = 1_000
 """How many messages may be handed over without an answer."""
@@ -72,7 +70,7 @@ class Publisher:
         self._window = window
         self._monotonic = monotonic
         # What may be created: the two exchanges that belong to us.
-        self._kinds = {EVENTS_EXCHANGE: "topic", settings.amqp_exchange: "direct"} if settings.amqp_declare else {}
+        self._kinds = {EVENT_EXCHANGE: "topic", settings.amqp_exchange: "direct"} if settings.amqp_declare else {}
         self._link = make_link("publisher", settings, self)
 
         self._lock = threading.Lock()

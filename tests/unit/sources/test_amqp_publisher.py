@@ -13,9 +13,10 @@ from pika.exceptions import ChannelClosedByBroker, ShortStringTooLong, StreamLos
 from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
+from dispatcher.engine.records import EVENT_EXCHANGE
 from dispatcher.errors import DispatcherError
 from dispatcher.settings import Settings
-from dispatcher.sources.amqp.publisher import EVENTS_EXCHANGE, Outgoing, Publisher
+from dispatcher.sources.amqp.publisher import Outgoing, Publisher
 
 
 class FakeChannel:
@@ -212,7 +213,7 @@ def test_a_message_is_persistent_json_under_its_own_id(desk):
     )
 
 
-@pytest.mark.parametrize(("exchange", "kind"), [("vumi", "direct"), (EVENTS_EXCHANGE, "topic")])
+@pytest.mark.parametrize(("exchange", "kind"), [("vumi", "direct"), (EVENT_EXCHANGE, "topic")])
 def test_an_exchange_of_ours_is_declared_where_it_is_absent(desk, exchange, kind):
     connection = desk.link.up()
     desk.hand_over(exchange=exchange)
@@ -397,9 +398,9 @@ def test_an_exchange_that_was_deleted_is_made_anew_for_those_that_wait(desk):
 
 def test_what_happens_to_one_exchange_does_not_touch_another(desk):
     channel = opened(desk)
-    other = opened(desk, exchange=EVENTS_EXCHANGE)
+    other = opened(desk, exchange=EVENT_EXCHANGE)
     desk.hand_over(2)
-    desk.hand_over(2, exchange=EVENTS_EXCHANGE)
+    desk.hand_over(2, exchange=EVENT_EXCHANGE)
     other.close(404)
     channel.ack(3, multiple=True)
     assert desk.fates() == {2: "confirmed", 3: "confirmed", 4: "unknown", 5: "refused"}
