@@ -16,11 +16,13 @@ _REMAKE = "Arguments of a queue never change: when it is empty, delete it, and `
 _BY_POLICY = f"{_REMAKE} Limits and where dead letters go can be set by a policy instead, which is not seen from here."
 
 
-_SHARED = "another program reads it too, to which a worker leaves the whole queue"
+def broker_findings(
+    settings: Settings, seen: BrokerSeen, *, worker_runs: bool | None, workers: int | None = None
+) -> Iterator[Finding]:
+    """Tell what was seen at the broker that the settings name.
 
-
-def broker_findings(settings: Settings, seen: BrokerSeen, *, worker_runs: bool | None) -> Iterator[Finding]:
-    """Tell what was seen at the broker that the settings name; `worker_runs` is None where that is not clear."""
+    `worker_runs` is None where that is not clear, and so is `workers`: how many share the store, if it can be shared.
+    """
     if seen.state != "reachable":
         yield _shut_out(settings, seen)
         return
@@ -29,12 +31,14 @@ def broker_findings(settings: Settings, seen: BrokerSeen, *, worker_runs: bool |
     if seen.exchange is not None:
         yield from _exchange(settings, seen.exchange)
     for queue, dead in zip(seen.queues, seen.dead_queues, strict=True):
-        yield from _queue(settings, queue, worker_runs=worker_runs)
+        yield from _queue(settings, queue, worker_runs=worker_runs, workers=workers)
         yield from _dead_letters(queue, dead, seen.dead_exchanges)
 
 
-def report_findings(settings: Settings, queues: Sequence[QueueSeen], *, worker_runs: bool | None) -> Iterator[Finding]:
-    """Tell how the queues fare in which Vumi's transports report what became of texts."""
+def report_findings(
+    settings: Settings, queues: Sequence[QueueSeen], *, worker_runs: bool | None, workers: int | None = None
+) -> Iterator[Finding]:
+    """Tell how the queues fare in which Vumi's transports report what became of texts; see `broker_findings`."""
     for queue in queues:
         name, consumers = queue.name, queue.consumers or 0
         if not queue.exists:
@@ -45,9 +49,9 @@ def report_findings(settings: Settings, queues: Sequence[QueueSeen], *, worker_r
             yield Finding("wrong", "reports", f"{name}: {queue.unseen}", "Another connection may own it (exclusive).")
         elif queue.unreadable:
             yield _unreadable(settings, queue, "reports")
-        elif _is_shared(queue, worker_runs=worker_runs):
+        elif other := _other_reader(settings, queue, worker_runs=worker_runs, workers=workers):
             hint = "Give its sender `reports: false`, or a transport of its own."
-            yield Finding("look", "reports", f"{name}: {_filled(queue)}; {_SHARED}", hint)
+            yield Finding("look", "reports", f"{name}: {_filled(queue)}; {other}", hint)
         elif worker_runs and not consumers:
             told = f"{name}: the worker runs, and nobody takes reports from it; {queue.ready:,} ready"
             yield Finding("look", "reports", told, "The worker's log says why: `queue.lost`, `rulebook.refused`.")
@@ -94,7 +98,7 @@ def _exchange(settings: Settings, exchange: ExchangeSeen) -> Iterator[Finding]:
         yield Finding("ok", "exchange", f"{name}: {exchange.kind}, durable")
 
 
-def _queue(settings: Settings, queue: QueueSeen, *, worker_runs: bool | None) -> Iterator[Finding]:
+def _queue(settings: Settings, queue: QueueSeen, *, worker_runs: bool | None, workers: int | None) -> Iterator[Finding]:
     from dispatcher.sources.amqp.inspection import weaknesses  # noqa: PLC0415 - see main
     from dispatcher.sources.amqp.topology import queue_arguments  # noqa: PLC0415
 
@@ -126,14 +130,23 @@ def _queue(settings: Settings, queue: QueueSeen, *, worker_runs: bool | None) ->
     if worker_runs and not queue.consumers and not queue.unreadable:
         told = f"{name}: the worker runs, and nobody takes events from it"
         yield Finding("look", "queue", told, "The worker's log says why: `queue.lost`, `amqp.disconnected`.")
-    elif _is_shared(queue, worker_runs=worker_runs):
-        told = f"{name}: {_consumers(queue.consumers or 0)}; {_SHARED}"
-        yield Finding("look", "queue", told, "`rabbitmqctl list_consumers` names them. Stop one.")
+    elif other := _other_reader(settings, queue, worker_runs=worker_runs, workers=workers):
+        told = f"{name}: {_consumers(queue.consumers or 0)}; {other}"
+        hint = "`rabbitmqctl list_consumers` names them; those of workers begin with `dispatcher-`. Stop the other one."
+        yield Finding("look", "queue", told, hint)
 
 
-def _is_shared(queue: QueueSeen, *, worker_runs: bool | None) -> bool:
-    """Whether somebody reads the queue who is not the worker of this store."""
-    return (queue.consumers or 0) > (0 if worker_runs is False else 1)
+def _other_reader(settings: Settings, queue: QueueSeen, *, worker_runs: bool | None, workers: int | None) -> str | None:
+    """Say what it means that somebody reads the queue who is no worker of this store; None where nobody does."""
+    consumers = queue.consumers or 0
+    if settings.store_kind == "sqlite":
+        if consumers <= (0 if worker_runs is False else 1):
+            return None
+        return "another program reads it too, to which a worker leaves the whole queue"
+    if workers is None or consumers <= workers:
+        return None
+    at_work = "1 worker shares" if workers == 1 else f"{workers:,} workers share"
+    return f"{at_work} this store, so another program reads it too, and gets its part"
 
 
 def _dead_letters(queue: QueueSeen, dead: QueueSeen, exchanges: Sequence[ExchangeSeen]) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dispatcher.cli.broker import broker_findings
 from dispatcher.settings import Settings
 from dispatcher.sources.amqp.inspection import inspect_broker
 from dispatcher.sources.amqp.topology import queue_arguments
@@ -166,6 +167,36 @@ def test_another_consumer_is_told(doctor, vhost):
 
     told = "vumi.event: 2 consumers; another program reads it too, to which a worker leaves the whole queue"
     assert ("look", told) in found(said, "queue")
+
+
+def shared_store(vhost, **more):
+    """What is found by settings that name a store which workers share."""
+    settings = Settings(amqp_url=vhost.url, store="postgresql://db/dispatcher")
+    findings = broker_findings(settings, inspect_broker(settings, ()), **more)
+    return [(finding.level, finding.message) for finding in findings if finding.area == "queue"]
+
+
+def test_several_consumers_are_as_it_should_be_where_workers_share_the_store(vhost):
+    declare_ours(vhost)
+    with vhost.channel() as channel:
+        for _ in range(3):
+            channel.basic_consume("vumi.event", lambda *_: None)
+        for workers in (None, 3, 4):
+            assert shared_store(vhost, worker_runs=True, workers=workers) == [
+                ("ok", "vumi.event: quorum, 0 ready, 3 consumers")
+            ]
+
+
+@pytest.mark.parametrize(("workers", "told"), [(1, "1 worker shares"), (2, "2 workers share"), (0, "0 workers share")])
+def test_more_consumers_than_workers_that_share_the_store_are_told(vhost, workers, told):
+    declare_ours(vhost)
+    with vhost.channel() as channel:
+        for _ in range(3):
+            channel.basic_consume("vumi.event", lambda *_: None)
+        _, found_next = shared_store(vhost, worker_runs=None, workers=workers)
+
+    others = f"vumi.event: 3 consumers; {told} this store, so another program reads it too, and gets its part"
+    assert found_next == ("look", others)
 
 
 def test_an_exchange_that_pays_no_heed_to_names_is_wrong(doctor, vhost):
