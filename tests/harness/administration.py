@@ -6,6 +6,7 @@ The functions called are those behind rabbitmqctl, the same in RabbitMQ 3.8 to 4
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from typing import Any
 
 ADMINISTRATOR = "administrator"
@@ -19,12 +20,12 @@ class NoSuchQueue(LookupError):
     """The broker knows no queue of that name."""
 
 
-class Administration:
+class Administration(ABC):
     """Orders and questions to a node; `eval` is the node's."""
 
+    @abstractmethod
     def eval(self, expressions: str) -> str:
         """Evaluate Erlang on the node: see Control.eval."""
-        raise NotImplementedError
 
     def json(self, expressions: str) -> Any:
         """Evaluate Erlang on the node and read its value as JSON."""
