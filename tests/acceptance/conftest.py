@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.harness.waiting import wait_until
 
 SCRIPT = Path(sys.executable).with_name("dispatcher")
 ROOT = Path(__file__).parent.parent.parent
@@ -105,14 +105,6 @@ class Folder:
         wait_until(lambda: (self.path / "store.db.sock").exists() or worker.poll() is not None)
         assert worker.poll() is None
         return worker
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds; fail when it takes too long."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture

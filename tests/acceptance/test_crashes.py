@@ -13,7 +13,8 @@ import pytest
 
 from dispatcher import failpoints
 from tests.acceptance import chaos
-from tests.acceptance.conftest import DEADLINE, SCRIPT, Folder, an_event, wait_until
+from tests.acceptance.conftest import DEADLINE, SCRIPT, Folder, an_event
+from tests.harness.waiting import wait_until
 
 EVENTS = 50
 KILLED = -signal.SIGKILL

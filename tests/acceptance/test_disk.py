@@ -11,7 +11,8 @@ import subprocess
 import pytest
 
 from tests.acceptance import chaos
-from tests.acceptance.conftest import DEADLINE, SCRIPT, Folder, an_event, wait_until
+from tests.acceptance.conftest import DEADLINE, SCRIPT, Folder, an_event
+from tests.harness.waiting import wait_until
 
 MEGABYTE = 2**20
 # A worker's own limit keeps a store from growing where no disk can be filled: it needs no privileges.

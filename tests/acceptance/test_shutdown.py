@@ -10,7 +10,8 @@ import subprocess
 import pytest
 
 from tests.acceptance import chaos
-from tests.acceptance.conftest import DEADLINE, SCRIPT, an_event, wait_until
+from tests.acceptance.conftest import DEADLINE, SCRIPT, an_event
+from tests.harness.waiting import wait_until
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 

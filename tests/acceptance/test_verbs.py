@@ -10,7 +10,8 @@ import subprocess
 from contextlib import closing
 from pathlib import Path
 
-from tests.acceptance.conftest import ROOT, SCRIPT, an_event, wait_until
+from tests.acceptance.conftest import ROOT, SCRIPT, an_event
+from tests.harness.waiting import wait_until
 
 
 def states(folder, table="events"):

@@ -12,7 +12,8 @@ from contextlib import closing
 import pytest
 
 from tests.acceptance import chaos
-from tests.acceptance.conftest import DEADLINE, RULEBOOK, an_event, wait_until
+from tests.acceptance.conftest import DEADLINE, RULEBOOK, an_event
+from tests.harness.waiting import wait_until
 
 BROKEN = """\
 version: 1
