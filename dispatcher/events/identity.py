@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from hashlib import blake2b
 
 from dispatcher.events.event import JsonObject
 from dispatcher.events.limits import canonical_json
 
+_HEX_DIGITS = 32
 _RANDOM_BITS = 74
 _RANDOM_MASK = (1 << _RANDOM_BITS) - 1
 _TIME_MASK = (1 << 48) - 1
@@ -94,3 +96,14 @@ def _written(number: int) -> str:
     whole = (number >> _RANDOM_BITS) << 80 | _VERSION | ((number >> 62) & 0xFFF) << 64 | _VARIANT | number & _LOW_MASK
     digits = f"{whole:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def day_of(identifier: str) -> str | None:
+    """Return the day (UTC, `YYYY-MM-DD`) that a UUIDv7 bears in it, written either way; None for any other id."""
+    digits = identifier.replace("-", "")
+    if len(digits) != _HEX_DIGITS or digits[12] != "7":
+        return None
+    try:
+        return datetime.fromtimestamp(int(digits[:12], 16) / 1000, UTC).strftime("%Y-%m-%d")
+    except (ValueError, OverflowError, OSError):
+        return None

@@ -1,0 +1,116 @@
+"""Who is alive among the workers that share a store, and who takes over from whom.
+
+A worker has a row in `workers`, with a number that no other ever had: the fencing token. Each of its commits proves
+that the row is still there. Whoever takes a worker for dead deletes that row in the very transaction that makes its
+work his own, so one that was only frozen changes nothing any more.
+
+Dead is who was silent for the length of the lease; or whose session with the server has ended, and who has not come
+back for a sixth of it; or of whom somebody on the same machine knows it for sure. The database's clock decides.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+import psycopg
+
+from dispatcher.errors import LeaseLost
+from dispatcher.store.postgres import statements as sql
+from dispatcher.store.postgres.session import Session
+
+# Which advisory locks are a worker's sign of life; the other half of the key is its number.
+SIGN_OF_LIFE: Final = 0x64697370
+# A session that ended may be on its way back, which takes a server's restart at the worst; so long it is waited for.
+_GRACE: Final = 1 / 6
+
+
+class Lease:
+    """This process's place among the workers."""
+
+    def __init__(self, session: Session, seconds: float) -> None:
+        self._session = session
+        self._seconds = seconds
+        self.number: int | None = None
+        self._beaten_at = 0.0
+
+    def join(self, name: str) -> int:
+        """Enter this process among the workers; return its number."""
+        connection = self._session.begin()
+        try:
+            row = connection.execute(sql.JOIN, (name, socket.gethostname(), os.getpid())).fetchone()
+            assert row is not None
+            connection.execute("COMMIT")
+        finally:
+            self._session.rollback()
+        self.number = int(row[0])
+        self._session.prepare.append(self._show_life)
+        self._show_life(connection)
+        self._beaten_at = time.monotonic()
+        return self.number
+
+    def beat(self) -> None:
+        """Show that this worker is alive, if it has not just done so. Raises LeaseLost when it was taken for dead."""
+        if self.number is not None and time.monotonic() - self._beaten_at > self._seconds / 8:
+            with self._session.refusals():
+                try:
+                    connection = self._session.begin()
+                    self.prove(connection)
+                    connection.execute("COMMIT")
+                    self._show_life(connection)  # again: the server may have taken an earlier session for alive then
+                finally:
+                    self._session.rollback()
+
+    def prove(self, connection: psycopg.Connection[Any]) -> str | None:
+        """Prove within a transaction that this worker still has its lease; return the transaction's name.
+
+        Raises LeaseLost. Without a lease, as for a command, there is nothing to prove.
+        """
+        if self.number is None:
+            row = connection.execute(sql.TRANSACTION).fetchone()
+        else:
+            row = connection.execute(sql.PROVE, (self.number,)).fetchone()
+            if row is None:
+                raise LeaseLost(
+                    "this worker was silent for so long that another one has taken its work over.",
+                    hint="It ends, to be started again; nothing that it had in hand was lost.",
+                )
+            self._beaten_at = time.monotonic()
+        return None if row is None else row[0]
+
+    def dead(self, connection: psycopg.Connection[Any], surely: Iterable[int] = ()) -> list[int]:
+        """Lock and return the workers that are dead; `surely` are those of whom that is known.
+
+        A worker that has itself been connected for a moment only says nothing about others: after an outage of the
+        server all come back, one after the other.
+        """
+        grace = self._seconds * _GRACE
+        settled = time.monotonic() - self._session.connected_at > grace
+        found = connection.execute(
+            sql.DEAD,
+            {
+                "me": self.number, "surely": list(surely), "settled": settled, "lease": self._seconds, "grace": grace,
+                "sign": SIGN_OF_LIFE,
+            },
+        )  # fmt: skip
+        return [row[0] for row in found]
+
+    @property
+    def look_every(self) -> float:
+        """How often to look for the dead, in seconds."""
+        return self._seconds * _GRACE
+
+    def resign(self, *, clean: bool) -> None:
+        """Leave the workers: for good, or, with work that is not settled, so that whoever comes next takes it over."""
+        if self.number is None:
+            return
+        number, self.number = self.number, None
+        self._session.prepare.remove(self._show_life)
+        with self._session.refusals():
+            self._session.connection.execute(sql.LEAVE if clean else sql.LAPSE, (number,))
+
+    def _show_life(self, connection: psycopg.Connection[Any]) -> None:
+        connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (SIGN_OF_LIFE, self.number))

@@ -1,0 +1,185 @@
+"""One connection to PostgreSQL: made, made again, and what its errors mean to those above.
+
+A connection that broke is replaced by the next one who asks. What was under way on it is rolled back by the server,
+except for a commit whose answer was lost: that is settled by asking what became of the transaction (`fate`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, Literal
+
+import psycopg
+from psycopg import errors
+
+from dispatcher.errors import Contended, LeaseLost, StoreUnusable
+from dispatcher.store.postgres import statements as sql
+from dispatcher.store.postgres.clock import DatabaseClock
+from dispatcher.store.postgres.connecting import connect, said_by, unusable
+
+_CONNECT_SECONDS: Final = 5
+_PAUSE_SECONDS: Final = 0.25
+# Longer than any batch of another worker takes. Who holds a row for longer is in trouble, and is not waited for.
+_LOCK_SECONDS: Final = 5
+# A server that fell silent is given up before a handler that waits for it would count as hung.
+_SILENCE_SECONDS: Final = 15
+# Nobody knows whether the commit went through; how long whoever did it waits to be told, if nobody says otherwise.
+_PATIENCE_SECONDS: Final = 30.0
+
+# Another transaction was faster, or two waited for each other: nothing was kept, and the next try finds things settled.
+_CONTENTION: Final = (
+    errors.DeadlockDetected,
+    errors.SerializationFailure,
+    errors.LockNotAvailable,
+    errors.UniqueViolation,
+)
+
+Patience = Callable[[str], bool]
+Prepare = Callable[["psycopg.Connection[Any]"], None]
+
+
+class Session:
+    """The connection of one thread. `prepare` is run on each new connection before anybody uses it."""
+
+    def __init__(self, url: Callable[[], str], shown: str, clock: DatabaseClock, *, idle_seconds: float) -> None:
+        self.shown = shown
+        self.clock = clock
+        self.prepare: list[Prepare] = []
+        # Asked while a lost commit is being settled, with what is in the way: False gives up.
+        self.patience: Patience | None = None
+        self._url = url
+        self._idle_seconds = idle_seconds
+        self._connection: psycopg.Connection[Any] | None = None
+        # When the present connection was made, on the monotonic clock.
+        self.connected_at = 0.0
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """The connection, made anew where the last one broke. Raises StoreUnusable when none can be made."""
+        if self._connection is None or self._connection.closed:
+            self._connection = None
+            self._connection = self._connect()
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            with suppress(psycopg.Error):
+                self._connection.close()
+            self._connection = None
+
+    def begin(self) -> psycopg.Connection[Any]:
+        """Open a transaction, and set the clock by the way; a connection that broke while idle is replaced."""
+        fresh = self._connection is None or self._connection.closed
+        while True:
+            connection = self.connection
+            try:
+                cursor = connection.execute(sql.BEGIN)
+            except psycopg.OperationalError:
+                self.close()
+                if fresh:
+                    raise
+                fresh = True
+                continue
+            cursor.nextset()
+            row = cursor.fetchone()
+            assert row is not None
+            self.clock.set(row[0])
+            return connection
+
+    def rollback(self) -> None:
+        """Leave the transaction, if there is one; a connection that cannot do that is given up."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            return
+        if connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            return
+        try:
+            connection.execute("ROLLBACK")
+        except psycopg.Error:
+            self.close()
+
+    def commit(self, xid: str | None) -> None:
+        """Commit; when the answer is lost, find out what became of the transaction `xid`.
+
+        Raises StoreUnusable when it was rolled back, LeaseLost when nobody could be asked for too long.
+        """
+        connection = self.connection
+        pid = connection.info.backend_pid
+        try:
+            cursor = connection.execute("COMMIT")
+        except psycopg.OperationalError as error:
+            self.close()
+            if xid is None:
+                return  # it had written nothing
+            if self._fate(xid, pid, str(error)) != "committed":
+                raise StoreUnusable(
+                    f"the connection to {self.shown} broke before a commit; nothing of it was kept.",
+                    hint="It is tried again.",
+                ) from error
+            return
+        if cursor.statusmessage != "COMMIT":
+            raise StoreUnusable(f"{self.shown} did not commit: {cursor.statusmessage}.", hint="It is tried again.")
+
+    def _fate(self, xid: str, pid: int, reason: str) -> Literal["committed", "aborted"]:
+        """Return what became of a transaction whose commit got no answer."""
+        since = time.monotonic()
+        while True:
+            if not (self.patience or (lambda _: time.monotonic() - since < _PATIENCE_SECONDS))(reason):
+                raise LeaseLost(
+                    f"{self.shown} was lost in the middle of a commit: nobody knows whether that went through.",
+                    hint="The store is whole either way; look at what it shows once it can be reached.",
+                )
+            try:
+                row = self.connection.execute(sql.FATE, (xid,)).fetchone()
+                if row is not None and row[0] in ("committed", "aborted"):
+                    return "committed" if row[0] == "committed" else "aborted"
+                # The server has not noticed yet that we are gone.
+                self.connection.execute(sql.END_BACKEND, (pid, xid))
+            except (psycopg.Error, StoreUnusable) as error:
+                reason = str(error)
+                self.close()
+            time.sleep(_PAUSE_SECONDS)
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Turn what PostgreSQL says into the errors that those above know."""
+        try:
+            yield
+        except _CONTENTION as error:
+            raise Contended(f"another process was faster: {said_by(error)}.") from error
+        except psycopg.Error as error:
+            # Whatever it was, the next one begins on a connection that is known to work.
+            if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+                self.close()
+            raise unusable(self.shown, error) from error
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        url = self._url()
+        connection = connect(
+            url, autocommit=True, prepare_threshold=2, connect_timeout=_CONNECT_SECONDS, keepalives_idle=5,
+            keepalives_interval=3, keepalives_count=3, tcp_user_timeout=_SILENCE_SECONDS * 1000,
+        )  # fmt: skip
+        try:
+            # A commit counts once it is on the disk, whatever the server's default; a stricter one is left alone.
+            # Compiling queries that take a tenth of a millisecond does not pay.
+            connection.execute(
+                "SELECT set_config('lock_timeout', %s, false), set_config('jit', 'off', false), "
+                "set_config('idle_in_transaction_session_timeout', %s, false), set_config('TimeZone', 'UTC', false), "
+                "set_config('default_transaction_isolation', 'read committed', false), "
+                "CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') "
+                "THEN set_config('synchronous_commit', 'on', false) END",
+                (f"{_LOCK_SECONDS}s", f"{int(self._idle_seconds * 1000)}ms"),
+            )
+            for prepare in self.prepare:
+                prepare(connection)
+        except psycopg.Error as error:
+            connection.close()
+            raise unusable(url, error) from error
+        except BaseException:
+            connection.close()
+            raise
+        self.connected_at = time.monotonic()
+        return connection

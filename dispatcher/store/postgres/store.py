@@ -1,0 +1,210 @@
+"""The shared store: one PostgreSQL database, written by any number of workers and commands on any machine.
+
+Nothing is acknowledged before its commit has returned, with `synchronous_commit` on at least. What a batch takes is
+locked for the length of its transaction (see `transaction`); what outlasts one is held by a lease (see `leases`). The
+database's clock is everybody's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg
+
+from dispatcher import urls
+from dispatcher.errors import Contended
+from dispatcher.store.postgres import migrate, partitions
+from dispatcher.store.postgres import statements as sql
+from dispatcher.store.postgres.blocks import Blocks
+from dispatcher.store.postgres.clock import DatabaseClock
+from dispatcher.store.postgres.leases import Lease
+from dispatcher.store.postgres.session import Session
+from dispatcher.store.postgres.transaction import PostgresTransaction
+
+if TYPE_CHECKING:
+    import sqlalchemy
+
+    from dispatcher.engine.records import OutboxRow, RunKey
+
+T = TypeVar("T")
+
+# A command that is in no worker's way holds nothing for long; a worker says how long its lease is.
+_IDLE_SECONDS: Final = 60.0
+# How often a change that met another one is tried.
+_TRIES: Final = 5
+
+
+class PostgresStore:
+    """One process's way into a shared store. `facts` are what the store says of itself, such as `installation`."""
+
+    shared = True
+
+    def __init__(self, session: Session, *, lease_seconds: float) -> None:
+        self.session = session
+        self.clock: DatabaseClock = session.clock
+        self.lease = Lease(session, lease_seconds)
+        self.blocks = Blocks()
+        self.known_chains: set[str] = set()
+        # (epoch, queue) of the channels that are on record as this worker's.
+        self.open_channels: set[tuple[str, str]] = set()
+        self.turns: dict[str, str] = {}
+        # Whether a batch waits for contacts that another worker has in hand.
+        self.waits = True
+        # After a look that found nothing, for how many seconds the next one is spared.
+        self.look_pause = 0.0
+        self._looked: dict[str, float] = {}
+        with session.refusals():
+            found = session.connection.execute("SELECT name, value FROM facts").fetchall()
+        self.facts: dict[str, str] = dict(found)
+        self.suppressed: set[bytes] = set()
+
+    @classmethod
+    def open(cls, url: str | Callable[[], str], *, lease_seconds: float = _IDLE_SECONDS) -> PostgresStore:
+        """Connect to the store, made or migrated where need be; `url` is asked for at each connection.
+
+        Raises StoreUnusable where it cannot be reached or written, is no store, or was made by a newer version.
+        """
+        asked = url if callable(url) else lambda: url
+        migrate.upgrade(asked())
+        session = Session(asked, urls.shown(asked()), DatabaseClock(), idle_seconds=lease_seconds)
+        try:
+            return cls(session, lease_seconds=lease_seconds)
+        except BaseException:
+            session.close()
+            raise
+
+    @property
+    def shown(self) -> str:
+        """The store's URL as people and logs may see it."""
+        return self.session.shown
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """The connection itself."""
+        return self.session.connection
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.session.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[PostgresTransaction]:
+        """Open a transaction; leaving it without `commit` rolls everything back.
+
+        Raises StoreUnusable while the server cannot be reached or takes no writes, Contended when another process was
+        faster, LeaseLost when this worker was taken for dead: nothing was kept.
+        """
+        with self.session.refusals():
+            try:
+                yield PostgresTransaction(self, self.session.begin())
+            finally:
+                self.session.rollback()
+
+    def within(self, connection: sqlalchemy.Connection) -> PostgresTransaction:
+        """Return a view of the transaction that `administer` has open; it ends with that one."""
+        raw = connection.connection.driver_connection
+        assert isinstance(raw, psycopg.Connection)
+        return PostgresTransaction(self, raw)
+
+    def administer(self, change: Callable[[sqlalchemy.Connection], T]) -> T:
+        """Run a rare change, written in SQLAlchemy Core, in one transaction; again where it met another one."""
+        for _ in range(_TRIES - 1):
+            with suppress(Contended):
+                return self._administer(change)
+        return self._administer(change)
+
+    def _administer(self, change: Callable[[sqlalchemy.Connection], T]) -> T:
+        import sqlalchemy  # noqa: PLC0415 - dear to import, and seldom needed
+        from sqlalchemy.pool import StaticPool  # noqa: PLC0415
+
+        with self.session.refusals():
+            raw = self.session.begin()
+            engine = sqlalchemy.create_engine(
+                "postgresql+psycopg://", creator=lambda: raw, poolclass=StaticPool, pool_reset_on_return=None,
+                use_native_hstore=False,
+            )  # fmt: skip
+            try:
+                with engine.connect() as connection:
+                    result = change(connection)
+                    self.session.commit(self.lease.prove(raw))
+            except sqlalchemy.exc.DBAPIError as error:
+                if isinstance(error.orig, psycopg.Error):
+                    raise error.orig from error
+                raise
+            finally:
+                self.session.rollback()
+            return result
+
+    # A worker's place among the others.
+
+    def join(self, name: str, *, look_pause: float) -> int:
+        """Enter this process among the workers, by a number that none ever had; see `leases`."""
+        with self.session.refusals():
+            number = self.lease.join(name)
+        self.look_pause = look_pause
+        return number
+
+    def take_over(
+        self, surely: list[int], settle: Callable[[PostgresTransaction, list[OutboxRow]], None]
+    ) -> tuple[list[int], list[RunKey]]:
+        """Take over the work of dead workers; return their numbers, and the runs whose call was under way.
+
+        `settle` is given what they were publishing, within the same transaction. The runs are this worker's when this
+        returns; should it die, the next one takes them over from it.
+        """
+        with self.transaction() as transaction:
+            connection = transaction.connection
+            dead = self.lease.dead(connection, surely)
+            if not dead:
+                return [], []
+            runs = connection.execute(sql.TAKE_RUNS, (self.lease.number, dead)).fetchall()
+            settle(transaction, transaction.outbox.take_over(dead))
+            connection.execute(sql.FORGET_CHANNELS, (dead,))
+            connection.execute(sql.BURY, (dead,))
+            transaction.commit()
+        return dead, runs
+
+    def ensure_partitions(self) -> None:
+        """Make sure that the tables have a partition for today and the days to come."""
+        with self.session.refusals():
+            self.session.rollback()
+            partitions.ensure(self.session.connection, self.clock.now().strftime("%Y-%m-%d"))
+
+    # What the worker asks between batches.
+
+    def worth_a_look(self, what: str) -> bool:
+        """Whether to look for something now: not if a look found nothing a moment ago."""
+        return time.monotonic() >= self._looked.get(what, 0.0)
+
+    def looked(self, what: str, *, found: bool) -> None:
+        """Note what a look came to."""
+        self._looked[what] = 0.0 if found else time.monotonic() + self.look_pause
+
+    def look_anew(self) -> None:
+        """There may be something now that was not there a moment ago."""
+        self._looked.clear()
+
+    def next_due(self) -> str | None:
+        """Return when the next run falls due, None when none waits."""
+        return self._value(sql.NEXT_DUE)
+
+    def queued_calls(self) -> dict[str, int]:
+        """Return how many calls wait for a slot, by lane."""
+        with self.session.refusals():
+            return dict(self.connection.execute(sql.QUEUED_LANES).fetchall())
+
+    def next_outbox_due(self, lane: str) -> str | None:
+        """Return when the next row of the outbox falls due in this lane, None when it has none."""
+        return self._value(sql.OUTBOX_NEXT, (lane,))
+
+    def chain_text(self, digest: str) -> str | None:
+        """Return the text of a pinned chain."""
+        return self._value(sql.CHAIN_TEXT, (digest,))
+
+    def _value(self, statement: str, params: tuple[Any, ...] = ()) -> str | None:
+        with self.session.refusals():
+            row = self.connection.execute(statement, params).fetchone()
+        return None if row is None or row[0] is None else str(row[0])

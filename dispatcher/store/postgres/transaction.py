@@ -1,0 +1,293 @@
+"""One transaction of the PostgreSQL store: bulk reads, what a batch takes, one flush, commit.
+
+Whatever is taken is locked until the transaction ends, and passed over by others (`SKIP LOCKED`), so no two workers
+ever have the same thing in hand. Contacts are locked by advisory locks, in the order of their keys and before any of
+them is read, for there may be no row yet. So two workers never wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from dispatcher import failpoints
+from dispatcher.engine.ports import Key
+from dispatcher.engine.records import Changes, Remembered, RunKey, RunRow, StoredEvent, Texted
+from dispatcher.errors import Contended
+from dispatcher.events.identity import day_of
+from dispatcher.plugins.context import Contact, Message
+from dispatcher.store import rows
+from dispatcher.store.postgres import statements as sql
+from dispatcher.store.postgres.flush import flush
+from dispatcher.store.postgres.outbox import PostgresOutbox
+from dispatcher.store.suppressions import ERASED, number_hash
+
+if TYPE_CHECKING:
+    from dispatcher.store.postgres.store import PostgresStore
+
+# How many accounts share one batch at most; the others have their turn in the next ones.
+_ACCOUNTS_A_TURN: Final = 8
+
+
+class PostgresTransaction:
+    """One transaction. `connection` has it open; `store` knows what holds between transactions."""
+
+    shared = True
+
+    def __init__(self, store: PostgresStore, connection: psycopg.Connection[Any]) -> None:
+        self._store = store
+        self.connection = connection
+        self.outbox = PostgresOutbox(connection, store.lease.number)
+        self._has_locked = False
+
+    def commit(self) -> None:
+        """Make it durable: when this returns, it is synced to the disk. Raises LeaseLost where that is past."""
+        failpoints.reach("batch.before_commit")
+        self._store.session.commit(self._store.lease.prove(self.connection))
+        failpoints.reach("batch.after_commit")
+
+    # Reads: see engine.ports.Reads.
+
+    def lock_contacts(self, keys: Iterable[Key]) -> set[Key]:
+        locks = {_lock_of(key): key for key in keys}
+        ordered = sorted(locks)
+        if not self._has_locked and self._store.waits:
+            self._has_locked = True
+            self._execute(sql.LOCK_CONTACTS, (ordered,))
+            return set()
+        self._has_locked = True
+        return {locks[row[0]] for row in self._execute(sql.TRY_CONTACTS, (ordered,))}
+
+    def repeated(self, queue: str, epoch: str, digest: bytes) -> Remembered | None:
+        row = self._one(sql.REPEATED, (queue, epoch, digest))
+        if row is None:
+            return None
+        *found, held = row
+        if held:
+            raise Contended(
+                f"an event without an id came again through the queue {queue}, and nobody knows yet whether the "
+                "worker that has it has ended."
+            )
+        self._execute(sql.DELETE_UNACKED, (row[0], row[1]))
+        return Remembered(*found)
+
+    def unacked(self, queue: str, epoch: str) -> list[Remembered]:
+        raise AssertionError("a queue that several workers consume has no order in which deliveries come again")
+
+    def known_events(self, keys: Iterable[Key]) -> dict[Key, bytes]:
+        return self._by_account(sql.KNOWN_EVENTS, keys, itemgetter(1))
+
+    def contacts(self, keys: Iterable[Key]) -> dict[Key, Contact]:
+        found = {}
+        for account, numbers in _grouped(keys).items():
+            for row in self._execute(sql.CONTACTS, (account, numbers)):
+                found[account, row[1]] = rows.contact(row)
+        return found
+
+    def contact_number(self, account_key: str, contact_key: str) -> str | None:
+        row = self._one(sql.CONTACT_NUMBER, (account_key, contact_key))
+        return None if row is None else row[0]
+
+    def opt_outs(self, keys: Iterable[Key]) -> dict[Key, str]:
+        keys = list(keys)
+        found: dict[Key, str] = self._by_account(sql.OPT_OUTS, keys, itemgetter(1))
+        # Another process may have erased somebody a moment ago, so the database is asked, not what was known here.
+        if (some := self._one(sql.SUPPRESSED_ANY)) is not None and some[0]:
+            hashes = {self.hash_of(key): key for key in keys if key not in found}
+            for row in self._execute(sql.SUPPRESSED, (list(hashes),)):
+                found[hashes[bytes(row[0])]] = ERASED
+        return found
+
+    def message(self, message_id: str) -> Message | None:
+        day = day_of(message_id)
+        row = None if day is None else self._one(sql.on_day(sql.MESSAGE, day), (message_id,))
+        return None if row is None else rows.message(row)
+
+    def family(self, root_id: str) -> tuple[int, bool]:
+        row = self._one(sql.FAMILY, (root_id,))
+        return row[0], row[1]
+
+    def texted(self, message_id: str) -> Texted | None:
+        day = day_of(message_id)
+        row = None if day is None else self._one(sql.on_day(sql.TEXTED, day), (message_id,))
+        if row is None:
+            return None
+        account_key, to_addr, sender, state, event_id, event_seq, event_day = row
+        cause = None if event_seq is None else self._one(sql.on_day(sql.CAUSE, event_day), (event_seq,))
+        # An event that was forgotten leaves its text, and that tells enough.
+        conversation_key, root_id, hops, traceparent = cause or (None, None, 0, None)
+        return Texted(account_key, to_addr, sender, state, event_id, conversation_key, root_id, hops, traceparent)
+
+    def reserve(self, table: str) -> int:
+        return self._store.blocks.next(self.connection, table)
+
+    # What a batch takes.
+
+    def take_new(self, limit: int) -> list[StoredEvent]:
+        """Return up to `limit` new events; accounts take turns, and each account's events come in their order."""
+        if not self._store.worth_a_look("new"):
+            return []
+        accounts = self._turn("new", sql.ACCOUNTS_WITH_NEW, {})
+        taken: list[StoredEvent] = []
+        behind = dict.fromkeys(accounts, 0)
+        while behind and len(taken) < limit:
+            share = max(1, (limit - len(taken)) // len(behind))
+            for account, seq in list(behind.items()):
+                if len(taken) >= limit:
+                    break
+                found = self._all(sql.NEW_EVENTS, (account, seq, min(share, limit - len(taken))))
+                taken.extend(rows.stored_event(row) for row in found)
+                if len(found) < share:
+                    del behind[account]
+                else:
+                    behind[account] = found[-1][0]
+        self._store.looked("new", found=bool(taken))
+        return taken
+
+    def take_event(self, seq: int) -> StoredEvent | None:
+        """Return one event if it is new."""
+        row = self._one(sql.NEW_EVENT, (seq,))
+        return None if row is None else rows.stored_event(row)
+
+    def take_due(self, lane: str, now: str, limit: int) -> list[RunRow]:
+        """Return up to `limit` runs of this lane that are due, the longest due first.
+
+        Where more are due than fit, half of the room goes to accounts in turns, so that none starves another.
+        """
+        if not self._store.worth_a_look(f"due {lane}"):
+            return []
+        keys = self._all(sql.DUE, (lane, now, limit))
+        if len(keys) == limit and limit > 1:
+            chosen = dict.fromkeys(keys[: limit // 2])
+            accounts = self._turn(f"due {lane}", sql.ACCOUNTS_WITH_DUE, {"lane": lane})
+            share = max(1, (limit - len(chosen)) // max(1, len(accounts)))
+            for account in accounts:
+                chosen.update(dict.fromkeys(self._all(sql.DUE_OF_ACCOUNT, (lane, account, now, share))))
+            chosen.update(dict.fromkeys(keys))
+            keys = list(chosen)[:limit]
+        self._store.looked(f"due {lane}", found=bool(keys))
+        return self.runs(keys)
+
+    def take_due_of_event(self, event_seq: int, now: str) -> list[RunRow]:
+        """Return the due runs of one event, whatever their lane."""
+        return self.runs(self._all(sql.DUE_OF_EVENT, (event_seq, now)))
+
+    def take_running(self) -> list[RunRow]:
+        """Return the runs whose call was under way in a worker from which this one has taken over."""
+        return self.runs(self._all(sql.RUNNING, (self._store.lease.number,)))
+
+    def take_running_of_event(self, event_seq: int) -> list[RunRow]:
+        """Return the runs of one event whose call was under way in a worker from which this one has taken over."""
+        return self.runs(self._all(sql.RUNNING_OF_EVENT, (event_seq, self._store.lease.number)))
+
+    def runs(self, keys: Iterable[RunKey]) -> list[RunRow]:
+        """Return these runs with their events and the journal of their steps, in the order of the keys."""
+        keys = list(keys)
+        days: dict[str, list[int]] = defaultdict(list)
+        for seq, day in keys:
+            days[day].append(seq)
+        found: dict[int, RunRow] = {}
+        for day, seqs in sorted(days.items()):
+            steps: dict[int, list[Any]] = defaultdict(list)
+            # Locked first: the journal of a run is read under its lock.
+            locked = self._all(sql.on_day(sql.RUNS_WITH_EVENTS, day), (seqs,))
+            for run_seq, *step in self._execute(sql.on_day(sql.STEPS_OF_RUNS, day), (seqs,)):
+                steps[run_seq].append(step)
+            for row in locked:
+                found[row[0]] = rows.run_row(row, steps[row[0]])
+        return [found[seq] for seq, _ in keys if seq in found]
+
+    # Crashes.
+
+    def count_crash(self, seq: int) -> tuple[int, str] | None:
+        """Count a crash against an event; return the count and the event's state, None for an unknown event."""
+        row = self._one(sql.COUNT_CRASH, (seq,))
+        return None if row is None else (row[0], row[1])
+
+    def forget_crashes(self, seq: int) -> None:
+        """Take back the suspicion against an event that ran alone and did no harm."""
+        self._execute(sql.FORGET_CRASHES, (seq,))
+
+    def park_crashed(self, seq: int, crashes: int, now: str, dead_id: str) -> None:
+        """Park an event that took the worker down too often, and end its runs."""
+        detail = f"the worker died {crashes} times while it advanced this event"
+        self._execute(sql.PARK_CRASHED_EVENT, (detail, seq))
+        self._execute(sql.PARK_CRASHED_RUNS, (f"crashed: {detail}", now, seq))
+        self._execute(sql.PARK_CRASHED_LETTER, (dead_id, detail, now, seq))
+
+    def suspects(self) -> list[int]:
+        """Return the new events that were being advanced when a worker died."""
+        return [row[0] for row in self._execute(sql.SUSPECTS)]
+
+    # Deliveries that a broker may bring again.
+
+    def forget_acked(self, epoch: str, tag: int) -> None:
+        """Forget the deliveries of an epoch up to this tag: the broker has their acks, and never brings them again."""
+        self._execute(sql.FORGET_ACKED, (epoch, tag))
+
+    # The flush.
+
+    def flush(self, changes: Changes) -> None:
+        """Write the batch: a few bulk statements, in one order of tables and of keys.
+
+        Raises RowsRefused when the database takes one of the rows for impossible, Contended when another worker was
+        faster.
+        """
+        flush(self, self._store, changes)
+
+    def flushed(self, changes: Changes) -> None:
+        """Remember, after the commit, what need not be asked again."""
+        self._store.known_chains.update(changes.chains)
+        # What the batch left for later is there to be taken at once.
+        self._store.look_anew()
+
+    def hash_of(self, key: Key) -> bytes:
+        """Return under which hash an erased number is remembered."""
+        return number_hash(self._store.facts["secret"], *key)
+
+    # Helpers of the above.
+
+    def _turn(self, name: str, statement: str, params: dict[str, Any]) -> list[str]:
+        """Return the accounts whose turn it is, from behind the last one served, around the end."""
+        last = self._store.turns.get(name, "")
+        accounts = [row[0] for row in self._execute(statement, {**params, "last": last, "most": _ACCOUNTS_A_TURN})]
+        if last and len(accounts) < _ACCOUNTS_A_TURN:
+            rest = {**params, "last": "", "most": _ACCOUNTS_A_TURN - len(accounts)}
+            accounts = list(dict.fromkeys(accounts + [row[0] for row in self._execute(statement, rest)]))
+        if accounts:
+            self._store.turns[name] = accounts[-1]
+        return accounts
+
+    def _by_account(self, statement: str, keys: Iterable[Key], read: Callable[[Any], Any]) -> dict[Key, Any]:
+        return {
+            (account, row[0]): read(row)
+            for account, names in _grouped(keys).items()
+            for row in self._execute(statement, (account, names))
+        }
+
+    def _execute(self, statement: str, params: Any = None) -> psycopg.Cursor[Any]:
+        return self.connection.execute(statement, params)
+
+    def _one(self, statement: str, params: Any = None) -> Any:
+        return self._execute(statement, params).fetchone()
+
+    def _all(self, statement: str, params: Any = None) -> list[Any]:
+        return self._execute(statement, params).fetchall()
+
+
+def _grouped(keys: Iterable[Key]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = defaultdict(list)
+    for account, name in keys:
+        grouped[account].append(name)
+    return grouped
+
+
+def _lock_of(key: Key) -> int:
+    """Return which advisory lock stands for a contact. Two that share one wait in vain, once in a blue moon."""
+    digest = blake2b(f"{key[0]}\0{key[1]}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
