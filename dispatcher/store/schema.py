@@ -41,11 +41,12 @@ Number = BigInteger().with_variant(Integer(), "sqlite")
 PARTITIONED = ("events", "runs", "steps", "messages")
 _BY_DAY = "RANGE (received_on)"
 
-# PostgreSQL's writers take numbers for these in blocks, as many of them write at once; the other tables' are given by
-# the database, row by row.
-_BLOCK = 64
-for _name in ("events", "runs", "outbox"):
-    Sequence(f"{_name}_seq", metadata=metadata, increment=_BLOCK, data_type=BigInteger)
+# PostgreSQL's writers take the numbers of these in blocks, as many of them write at once; the other tables' numbers
+# are given by the database, row by row.
+SEQUENCES = tuple(
+    Sequence(f"{name}_seq", metadata=metadata, increment=64, data_type=BigInteger)
+    for name in ("events", "runs", "outbox")
+)
 
 
 def _partial(name: str, *columns: Column[Any], where: ColumnElement[bool], unique: bool = False) -> Index:

@@ -26,12 +26,13 @@ _OLDEST_SERVER: Final = 140000
 # The advisory lock of whoever migrates: any number that nobody else uses.
 _LOCK: Final = 0x64_6D_69_67_72
 
-# Other programs use Alembic too; `facts` tells theirs from ours.
+# Other programs use Alembic too; `facts` tells theirs from ours. Asked of the table of tables and not of to_regclass(),
+# which within a transaction may go by what it knew before this process waited for another one.
 _LOOK: Final = """
-SELECT s.name,
-       to_regclass(quote_ident(s.name) || '.alembic_version') IS NOT NULL
-       AND to_regclass(quote_ident(s.name) || '.facts') IS NOT NULL
-FROM (SELECT current_schema()) s(name)
+SELECT current_schema(), (
+    SELECT count(*) = 2 FROM pg_catalog.pg_class
+    WHERE relname IN ('alembic_version', 'facts') AND relnamespace = current_schema()::regnamespace
+)
 """
 # What an extension brought along belongs to no program.
 _OCCUPIED: Final = """
@@ -134,6 +135,8 @@ def _bring_forward(connection: psycopg.Connection[Any], url: str) -> list[str]:
     try:
         with engine.begin() as adopted:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+            # Alembic would take a store in a later schema of the search_path for this one.
+            connection.execute("SELECT set_config('search_path', quote_ident(current_schema()), true)")
             # Another process may have migrated while this one waited.
             before = _schema_version(connection, url)
             refuse_newer(before)
