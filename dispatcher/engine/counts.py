@@ -83,6 +83,8 @@ class Counts:
     steps: int = 0
     retries: int = 0
     commits: int = 0
+    # Batches that were tried again because another worker was faster.
+    contended: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     deliveries: dict[tuple[str, str], int] = field(default_factory=dict)
     event_states: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -147,6 +149,7 @@ class Counts:
         self.steps += other.steps
         self.retries += other.retries
         self.commits += other.commits
+        self.contended += other.contended
         _add(self.outcomes, other.outcomes)
         _add(self.deliveries, other.deliveries)
         _add(self.event_states, other.event_states)
@@ -174,6 +177,7 @@ class Counts:
             steps=self.steps,
             retries=self.retries,
             commits=self.commits,
+            contended=self.contended,
             outcomes=self.outcomes.copy(),
             deliveries=self.deliveries.copy(),
             event_states=self.event_states.copy(),

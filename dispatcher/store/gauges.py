@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from dispatcher.clock import Clock
 from dispatcher.engine.records import OPEN_LANE, as_text, as_time
 from dispatcher.errors import StoreUnusable
+from dispatcher.settings import Settings
 
 _PATIENCE_SECONDS: Final = 1.0
 # Numbers are good for a second; where counting takes long, for twenty times as long as it took, so that however often
@@ -72,7 +74,12 @@ class Gauges:
     # Open ones, by reason.
     dead_letters: Mapping[str, int]
     store_bytes: int
-    free_bytes: int
+    # None where the store is on a server, whose disk is not ours to look at.
+    free_bytes: int | None
+    # Of those that share the store, how many have shown life within their lease, and whether this process is one of
+    # them. None for a store in a file, which has one worker.
+    workers_alive: int | None = None
+    lease_held: bool | None = None
 
 
 def read_gauges(path: Path, now: datetime) -> Gauges:
@@ -134,16 +141,25 @@ def _read(connection: sqlite3.Connection, path: Path, now: datetime) -> Gauges:
     )
 
 
+def gauges_of(settings: Settings) -> Callable[[datetime], Gauges]:
+    """Return what counts the store of these settings, for `FreshGauges`."""
+    if settings.store_kind == "sqlite":
+        return partial(read_gauges, settings.store_path)
+    from dispatcher.store.postgres import gauges as of_database  # noqa: PLC0415 - needs its driver
+
+    # Its password may change from one time to the next.
+    return lambda now: of_database.read_gauges(settings.store_url(), now, settings.lease_seconds)
+
+
 class FreshGauges:
     """The gauges of one store for many who ask at once: counted by one of them, for a while good for all.
 
-    The clock tells the time they are of. `read` is an argument for tests.
+    `count` counts them, as of the time that it is given; it may raise StoreUnusable.
     """
 
-    def __init__(self, path: Path, clock: Clock, read: Callable[[Path, datetime], Gauges] = read_gauges) -> None:
-        self._path = path
+    def __init__(self, count: Callable[[datetime], Gauges], clock: Clock) -> None:
+        self._read = count
         self._clock = clock
-        self._read = read
         self._lock = threading.Lock()
         self._found: Gauges | StoreUnusable | None = None
         self._until = 0.0
@@ -168,7 +184,7 @@ class FreshGauges:
         if self._found is not None and began < self._until:
             return self._found  # somebody else has just counted
         try:
-            self._found = self._read(self._path, self._clock.now())
+            self._found = self._read(self._clock.now())
         except StoreUnusable as error:
             self._found = error
         ended = self._clock.monotonic()

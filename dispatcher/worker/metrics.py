@@ -173,6 +173,8 @@ def _totals(totals: Counts) -> Iterator[Metric]:
         ("handler",), {(_name(handler),): latency for handler, latency in totals.latencies.items()},
     )  # fmt: skip
     yield _counter("dispatcher_commits", "Batches that were committed.", (), {(): totals.commits})
+    yield _counter("dispatcher_batches_contended", "Batches tried again because another worker was faster.",
+                   (), {(): totals.contended})  # fmt: skip
     yield _histogram("dispatcher_batch_duration_seconds", "How long a batch took, its commit included.",
                      (), {(): totals.batch_seconds})  # fmt: skip
     yield _histogram("dispatcher_batch_size", "Things in a batch: deliveries, events, due runs, returned calls.",
@@ -214,8 +216,17 @@ def _store(gauges: Gauges) -> Iterator[Metric]:
         "dispatcher_dead_letters_open", "Dead letters that nobody has replayed or discarded, by reason.",
         ("reason",), _by_name(gauges.dead_letters, ()),
     )  # fmt: skip
-    yield _gauge("dispatcher_store_bytes", "Size of the store's file and of its write-ahead log.", gauges.store_bytes)
-    yield _gauge("dispatcher_store_free_bytes", "Room on the store's disk.", gauges.free_bytes)
+    yield _gauge("dispatcher_store_bytes", "Size of the store: of its file and write-ahead log, or of the database.",
+                 gauges.store_bytes)  # fmt: skip
+    # What only a file has, and what only workers have that share a store.
+    if gauges.free_bytes is not None:
+        yield _gauge("dispatcher_store_free_bytes", "Room on the store's disk.", gauges.free_bytes)
+    if gauges.workers_alive is not None:
+        yield _gauge("dispatcher_workers_alive", "Workers of the store that have shown life within their lease.",
+                     gauges.workers_alive)  # fmt: skip
+    if gauges.lease_held is not None:
+        yield _gauge("dispatcher_lease_held", "Whether this worker is one of them: nobody takes its work over.",
+                     gauges.lease_held)  # fmt: skip
 
 
 def _links(snapshot: Snapshot) -> Iterator[Metric]:

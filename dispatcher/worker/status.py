@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from dispatcher.clock import Clock
 from dispatcher.errors import StoreUnusable
 from dispatcher.settings import Settings
-from dispatcher.store.gauges import FreshGauges, Gauges
-from dispatcher.store.sqlite.store import SqliteStore
+from dispatcher.store.gauges import FreshGauges, Gauges, gauges_of
+from dispatcher.store.ports import Store
 from dispatcher.worker.batches import Batches
 from dispatcher.worker.calls import Calls
 from dispatcher.worker.health import Pulse, Snapshot, is_live, is_ready
@@ -25,7 +25,7 @@ class Status:
     def __init__(
         self,
         settings: Settings,
-        store: SqliteStore,
+        store: Store,
         clock: Clock,
         *,
         batches: Batches,
@@ -39,7 +39,7 @@ class Status:
         self._calls = calls
         self._rulebooks = rulebooks
         self._broker = broker
-        self._gauges = FreshGauges(store.path, clock)
+        self._gauges = FreshGauges(gauges_of(settings), clock)
         self._listener: Listener | None = None
         self._started_at = clock.monotonic()
         self._draining_since: float | None = None

@@ -1,56 +1,75 @@
+"""What is open is counted, on both stores alike, and cheaply: by indexes of what is open, and once for all who ask."""
+
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from dataclasses import fields
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import Boolean, Integer, LargeBinary
 
 from dispatcher.engine.records import as_text
 from dispatcher.errors import StoreUnusable
-from dispatcher.store import gauges
-from dispatcher.store.gauges import FreshGauges, Gauges, read_gauges
-from dispatcher.store.sqlite.store import SqliteStore
+from dispatcher.settings import load_settings
+from dispatcher.store import gauges, schema
+from dispatcher.store.gauges import FreshGauges, Gauges, gauges_of, read_gauges
 from dispatcher.testing import FrozenClock
 
-BLANKS = {"TEXT": "", "INTEGER": 0, "BOOLEAN": 0, "BLOB": b""}
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request):
+    return request.getfixturevalue(f"{request.param}_place")
 
 
 class Shop:
     """A store whose rows are as a test says."""
 
-    def __init__(self, folder):
-        self.path = folder / "store.db"
-        self.store = SqliteStore.open(self.path)
-        self.clock = FrozenClock()
+    def __init__(self, place):
+        self.place = place
+        if place.kind == "sqlite":
+            place.open()
+        self.clock = place.clock
+        self.made = 0
+        self._count = gauges_of(load_settings({}, store=place.setting))
 
     def put(self, table, count=1, **values):
-        connection = self.store.connection
-        columns = connection.execute(f"PRAGMA table_info({table})").fetchall()
         for _ in range(count):
-            row = {name: BLANKS[kind] for _, name, kind, required, default, key in columns
-                   if required and default is None and not key}  # fmt: skip
-            for name in ("dead_id", "run_id"):
-                if name in row:
-                    row[name] = f"{connection.total_changes}"
+            self.made += 1
+            row = {column.name: blank(column) for column in schema.metadata.tables[table].columns if required(column)}
+            for name in ("dead_id", "run_id", "event_seq", "seq", "number"):
+                if name in schema.metadata.tables[table].columns:
+                    row[name] = self.made if name in ("event_seq", "seq", "number") else f"{self.made}"
+            if "received_on" in row:
+                row["received_on"] = self.clock.now().date().isoformat()
             row |= values
-            if table == "runs":
-                row["event_seq"] = connection.total_changes
             names = ", ".join(f'"{name}"' for name in row)
-            connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", [*row.values()])
+            self.sql(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", *row.values())
+
+    def sql(self, statement, *values):
+        return self.place.query(statement, *values)[1]
 
     def ago(self, seconds):
         return as_text(self.clock.now() - timedelta(seconds=seconds))
 
     def read(self):
-        return read_gauges(self.path, self.clock.now())
+        return self._count(self.clock.now())
+
+
+def required(column):
+    return not column.nullable and column.server_default is None
+
+
+def blank(column):
+    blanks = {Boolean: False, Integer: 0, LargeBinary: b""}
+    return next((value for kind, value in blanks.items() if isinstance(column.type, kind)), "")
 
 
 @pytest.fixture
-def shop(tmp_path):
-    shop = Shop(tmp_path)
-    yield shop
-    shop.store.close()
+def shop(place):
+    return Shop(place)
 
 
 def test_an_empty_store_holds_nothing_open(shop):
@@ -58,9 +77,10 @@ def test_an_empty_store_holds_nothing_open(shop):
 
     assert read.at == shop.clock.now()
     assert read.store_bytes > 0
-    assert read.free_bytes > 0
+    assert (read.free_bytes or 1) > 0
     told = {field.name: getattr(read, field.name) for field in fields(Gauges)}
-    del told["at"], told["store_bytes"], told["free_bytes"]
+    for name in ("at", "store_bytes", "free_bytes", "lease_held"):
+        del told[name]
     assert set(map(repr, told.values())) == {"0", "None", "{}"}
 
 
@@ -73,8 +93,8 @@ def test_events_that_are_new_wait_and_the_first_of_them_has_an_age(shop):
 
 
 def test_the_outbox_is_counted_with_what_is_due_and_for_how_long_in_each_lane(shop):
-    shop.put("outbox", 2, state="ready", not_before=shop.ago(90), at=shop.ago(95))
     shop.put("outbox", state="ready", not_before=shop.ago(-60), at=shop.ago(700))
+    shop.put("outbox", 2, state="ready", not_before=shop.ago(90), at=shop.ago(95))
     shop.put("outbox", state="ready", not_before=shop.ago(300), at=shop.ago(300), lane="sender:bulk")
     shop.put("outbox", state="ready", not_before=shop.ago(-60), at=shop.ago(1), lane="sender:slow")
 
@@ -82,7 +102,7 @@ def test_the_outbox_is_counted_with_what_is_due_and_for_how_long_in_each_lane(sh
 
     assert (read.outbox_ready, read.outbox_due, read.outbox_held) == (5, 3, 0)
     assert read.outbox_due_seconds == {"": 90.0, "sender:bulk": 300.0}
-    assert read.outbox_ready_seconds == {"": 95.0, "sender:bulk": 300.0, "sender:slow": 1.0}
+    assert read.outbox_ready_seconds == {"": 700.0, "sender:bulk": 300.0, "sender:slow": 1.0}
 
 
 def test_the_age_of_the_outbox_is_that_of_the_row_written_first_held_or_not(shop):
@@ -119,10 +139,10 @@ def test_dead_letters_that_are_open_are_counted_by_reason(shop):
 
 
 def test_a_store_is_counted_while_its_worker_writes(shop):
-    with shop.store.transaction() as transaction:
-        shop.put("events", state="new", received_at=shop.ago(0))
-        assert shop.read().events_waiting == 0
-        transaction.commit()
+    shop.sql("BEGIN")
+    shop.put("events", state="new", received_at=shop.ago(0))
+    assert shop.read().events_waiting == 0
+    shop.sql("COMMIT")
 
     assert shop.read().events_waiting == 1
 
@@ -149,20 +169,61 @@ def test_counting_makes_no_store(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("name", "given"),
-    [("_NEW_EVENTS", 0), ("_OUTBOX_READY", 1), ("_OUTBOX_HELD", 0), ("_SCHEDULED", 1), ("_OPEN_RUNS", 0)],
-)
-def test_counting_walks_over_an_index_of_what_is_open_and_never_over_a_table(shop, name, given):
-    plan = shop.store.connection.execute(f"EXPLAIN QUERY PLAN {getattr(gauges, name)}", [""] * given).fetchall()
+def test_a_database_that_cannot_be_counted_is_told_with_its_password_masked(postgres_place):
+    url = load_settings({}, store=postgres_place.url + "_none").store_url()
+
+    with pytest.raises(StoreUnusable, match="does not exist") as caught:
+        gauges_of(load_settings({}, store=url))(FrozenClock().now())
+    assert postgres_place.connection.info.password not in str(caught.value).split()
+
+
+def test_a_file_knows_of_one_worker_and_a_room_on_its_disk(sqlite_place):
+    read = Shop(sqlite_place).read()
+
+    assert (read.workers_alive, read.lease_held) == (None, None)
+    assert read.free_bytes > 0
+
+
+def test_workers_of_a_database_count_as_alive_within_their_lease(postgres_place):
+    shop = Shop(postgres_place)
+    shop.put("workers", 2, name="w", host="elsewhere", seen_at=shop.ago(59))
+    shop.put("workers", name="w", host="elsewhere", seen_at=shop.ago(61))
+
+    assert (shop.read().workers_alive, shop.read().lease_held, shop.read().free_bytes) == (2, False, None)
+    shop.put("workers", name="w", host=socket.gethostname(), pid=os.getpid(), seen_at=shop.ago(1))
+    assert (shop.read().workers_alive, shop.read().lease_held) == (3, True)
+    shop.sql("UPDATE workers SET seen_at = ?", shop.ago(61))
+    assert (shop.read().workers_alive, shop.read().lease_held) == (0, False)
+
+
+STATEMENTS = [("_NEW_EVENTS", 0), ("_OUTBOX_READY", 1), ("_OUTBOX_HELD", 0), ("_SCHEDULED", 1), ("_OPEN_RUNS", 0)]
+
+
+@pytest.mark.parametrize(("name", "given"), STATEMENTS)
+def test_counting_walks_over_an_index_of_what_is_open_and_never_over_a_table(sqlite_place, name, given):
+    connection = sqlite_place.open().connection
+    plan = connection.execute(f"EXPLAIN QUERY PLAN {getattr(gauges, name)}", [""] * given).fetchall()
 
     assert plan
     walks = [step[3] for step in plan if step[3].startswith(("SCAN", "SEARCH"))]
     assert [walk for walk in walks if "INDEX" not in walk] == []
-    partial = {
-        row[0] for row in shop.store.connection.execute("SELECT name FROM sqlite_master WHERE sql LIKE '% WHERE %'")
-    }
+    partial = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE sql LIKE '% WHERE %'")}
     assert [walk for walk in walks if walk.split(" INDEX ")[1].split()[0] not in partial] == []
+
+
+@pytest.mark.parametrize(("name", "given"), STATEMENTS)
+def test_counting_a_database_can_do_with_indexes_of_what_is_open(postgres_place, name, given):
+    from dispatcher.store.postgres import gauges as of_database
+
+    with postgres_place.connection.transaction():
+        # Of tables that are empty it would choose otherwise.
+        postgres_place.connection.execute("SET LOCAL enable_seqscan = off")
+        rows = postgres_place.connection.execute(f"EXPLAIN {getattr(of_database, name)}", [""] * given).fetchall()
+
+    plan = "\n".join(line for (line,) in rows)
+    assert "Index" in plan
+    assert "Seq Scan" not in plan
+    assert "_pkey" not in plan
 
 
 # For many who ask.
@@ -174,7 +235,7 @@ class Counting:
     def __init__(self, clock, sample):
         self.clock, self.sample, self.times, self.takes, self.broken = clock, sample, 0, 0.0, False
 
-    def __call__(self, path, now):
+    def __call__(self, now):
         self.times += 1
         self.clock.advance(timedelta(seconds=self.takes))
         if self.broken:
@@ -183,35 +244,40 @@ class Counting:
 
 
 @pytest.fixture
-def counting(shop):
-    return Counting(shop.clock, shop.read())
+def shop_of_one(sqlite_place):
+    return Shop(sqlite_place)
 
 
-def test_a_store_is_counted_once_for_all_who_ask_within_a_second(shop, counting):
-    fresh = FreshGauges(shop.path, shop.clock, counting)
+@pytest.fixture
+def counting(shop_of_one):
+    return Counting(shop_of_one.clock, shop_of_one.read())
+
+
+def test_a_store_is_counted_once_for_all_who_ask_within_a_second(shop_of_one, counting):
+    fresh = FreshGauges(counting, shop_of_one.clock)
 
     assert [fresh.read() for _ in range(5)] == [counting.sample] * 5
     assert counting.times == 1
-    shop.clock.advance(timedelta(seconds=1))
+    shop_of_one.clock.advance(timedelta(seconds=1))
     fresh.read()
     assert counting.times == 2
 
 
-def test_a_store_that_takes_long_to_count_is_counted_less_often(shop, counting):
-    fresh = FreshGauges(shop.path, shop.clock, counting)
+def test_a_store_that_takes_long_to_count_is_counted_less_often(shop_of_one, counting):
+    fresh = FreshGauges(counting, shop_of_one.clock)
     counting.takes = 0.5
 
     fresh.read()
-    shop.clock.advance(timedelta(seconds=9))
+    shop_of_one.clock.advance(timedelta(seconds=9))
     fresh.read()
     assert counting.times == 1
-    shop.clock.advance(timedelta(seconds=1))
+    shop_of_one.clock.advance(timedelta(seconds=1))
     fresh.read()
     assert counting.times == 2
 
 
-def test_a_store_that_cannot_be_counted_is_asked_again_a_second_later(shop, counting):
-    fresh = FreshGauges(shop.path, shop.clock, counting)
+def test_a_store_that_cannot_be_counted_is_asked_again_a_second_later(shop_of_one, counting):
+    fresh = FreshGauges(counting, shop_of_one.clock)
     counting.broken = True
 
     for _ in range(2):
@@ -219,22 +285,22 @@ def test_a_store_that_cannot_be_counted_is_asked_again_a_second_later(shop, coun
             fresh.read()
     assert counting.times == 1
     counting.broken = False
-    shop.clock.advance(timedelta(seconds=1))
+    shop_of_one.clock.advance(timedelta(seconds=1))
     assert fresh.read() == counting.sample
 
 
-def test_whoever_asks_while_another_counts_gets_the_numbers_of_before(shop, counting):
+def test_whoever_asks_while_another_counts_gets_the_numbers_of_before(shop_of_one, counting):
     counts, goes_on = threading.Event(), threading.Event()
 
-    def slowly(path, now):
+    def slowly(now):
         if counting.times:
             counts.set()
             assert goes_on.wait(10)
-        return counting(path, now)
+        return counting(now)
 
-    fresh = FreshGauges(shop.path, shop.clock, slowly)
+    fresh = FreshGauges(slowly, shop_of_one.clock)
     fresh.read()
-    shop.clock.advance(timedelta(seconds=1))
+    shop_of_one.clock.advance(timedelta(seconds=1))
     other = threading.Thread(target=fresh.read)
     other.start()
     assert counts.wait(10)

@@ -38,6 +38,8 @@ GAUGES = Gauges(
     dead_letters={"failed": 14},
     store_bytes=4096,
     free_bytes=2**40,
+    workers_alive=4,
+    lease_held=True,
 )
 EMBEDDED = Snapshot(now=NOW, at=GAUGES.at, started_at=0.0, turn_due=NOW, calls=2)
 
@@ -183,6 +185,8 @@ def test_what_the_store_holds_open_is_told(world):
     assert world.value("dispatcher_outbox_oldest_seconds") == 700
     assert world.value("dispatcher_dead_letters_open", reason="failed") == 14
     assert world.value("dispatcher_store_free_bytes") == 2**40
+    assert world.value("dispatcher_workers_alive") == 4
+    assert world.value("dispatcher_lease_held") == 1
 
 
 def test_a_store_that_cannot_be_read_costs_its_own_numbers_only(world):
