@@ -496,6 +496,16 @@ def faults_were_told_once(worker: Worker, faults: int) -> None:
     assert worker.said("amqp.faulted") == []
 
 
+def end(site: Site, worker: Worker, faults: int = 1, **options: Any) -> dict[str, int]:
+    """Let everything come to its end, stop the worker, and look at the books; return their figures."""
+    site.settle()
+    assert worker.stop() == 0
+    figures = nothing_is_lost_or_doubled(site, **options)
+    print(figures)  # noqa: T201 - shown when it fails
+    faults_were_told_once(worker, faults)
+    return figures
+
+
 def hold_calmly(worker: Worker, condition: Callable[[], object] = lambda: True) -> None:
     """Hold a fault for two seconds; the condition must hold, and the worker wait and not try as fast as it can."""
     before = worker.cpu_seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -114,3 +115,41 @@ def folder(tmp_path):
     for process in folder.started:
         process.kill()
         process.communicate()
+
+
+# With a broker. What these need is imported by them, not above: most of the tests have no broker, nor time to load it.
+
+
+@pytest.fixture
+def site(folder, vhost):
+    """A folder whose worker has a broker, and the ledger of what goes in and comes out."""
+    from tests.acceptance import brokers
+
+    with brokers.a_site(folder, vhost) as site:
+        yield site
+
+
+@pytest.fixture
+def proxy(vhost):
+    """A network to the broker that can misbehave."""
+    from tests.harness.proxy import ChaosProxy
+
+    with ChaosProxy(vhost.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def distant(folder, vhost, proxy):
+    """A site whose worker reaches the broker through that network; the traffic takes another way."""
+    from tests.acceptance import brokers
+
+    with brokers.a_site(folder, vhost, url=proxy.url(vhost.url)) as site:
+        yield site
+
+
+@pytest.fixture
+def chance():
+    """Chance that can be had again: its seed is shown when the test fails."""
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")  # noqa: T201 - shown when it fails
+    return random.Random(seed)

@@ -6,7 +6,6 @@ The broker is well here; it is the worker that is killed, stopped and fed with w
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import signal
 import subprocess
@@ -17,19 +16,6 @@ from tests.acceptance import brokers, chaos
 from tests.acceptance.brokers import EVENTS_QUEUE, some_events
 from tests.acceptance.conftest import an_event
 from tests.harness.waiting import wait_until
-
-
-@pytest.fixture
-def site(folder, vhost):
-    with brokers.a_site(folder, vhost) as site:
-        yield site
-
-
-@pytest.fixture
-def chance():
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")  # noqa: T201 - shown when it fails
-    return random.Random(seed)
 
 
 def test_every_event_becomes_a_contact_a_text_and_an_event(site):

@@ -12,12 +12,6 @@ from tests.acceptance.test_crashes import BROKERS, KILLED
 EVENTS = 60
 
 
-@pytest.fixture
-def site(folder, vhost):
-    with brokers.a_site(folder, vhost) as site:
-        yield site
-
-
 def test_points_of_a_broker_are_points():
     assert set(BROKERS) < set(failpoints.NAMES)
 

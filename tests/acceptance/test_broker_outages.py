@@ -5,48 +5,11 @@ After each: consuming again within five seconds of the broker's return, and one 
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from tests.acceptance import brokers
-from tests.acceptance.brokers import some_events
-from tests.harness.proxy import ChaosProxy
+from tests.acceptance.brokers import end, some_events
 from tests.harness.waiting import wait_until
-
-
-@pytest.fixture
-def site(folder, vhost):
-    with brokers.a_site(folder, vhost) as site:
-        yield site
-
-
-@pytest.fixture
-def proxy(vhost):
-    with ChaosProxy(vhost.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def distant(folder, vhost, proxy):
-    """A site whose worker reaches the broker through a network that can misbehave; the traffic takes another way."""
-    with brokers.a_site(folder, vhost, url=proxy.url(vhost.url)) as site:
-        yield site
-
-
-@pytest.fixture
-def chance():
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")  # noqa: T201 - shown when it fails
-    return random.Random(seed)
-
-
-def end(site, worker, faults):
-    """Let everything come to its end, and look at the books."""
-    site.settle()
-    assert worker.stop() == 0
-    print(brokers.nothing_is_lost_or_doubled(site))  # noqa: T201 - shown when it fails
-    brokers.faults_were_told_once(worker, faults)
 
 
 def test_broker_that_stops_and_starts_is_consumed_again(site, rabbit):

@@ -8,41 +8,11 @@ from __future__ import annotations
 import pytest
 
 from tests.acceptance import brokers
-from tests.acceptance.brokers import EMITTED, EVENTS_QUEUE, TEXTS, some_events
-from tests.harness.proxy import ChaosProxy
+from tests.acceptance.brokers import EMITTED, EVENTS_QUEUE, TEXTS, end, some_events
 from tests.harness.waiting import wait_until
 
 # At most one attempt in half a second, by each of two connections; and a bit for what was under way.
 ATTEMPTS_PER_SECOND = 4
-
-
-@pytest.fixture
-def site(folder, vhost):
-    with brokers.a_site(folder, vhost) as site:
-        yield site
-
-
-@pytest.fixture
-def proxy(vhost):
-    with ChaosProxy(vhost.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def distant(folder, vhost, proxy):
-    """A site whose attempts to connect can be counted."""
-    with brokers.a_site(folder, vhost, url=proxy.url(vhost.url)) as site:
-        yield site
-
-
-def end(site, worker, faults=1, **options):
-    """Let everything come to its end, and look at the books."""
-    site.settle()
-    assert worker.stop() == 0
-    figures = brokers.nothing_is_lost_or_doubled(site, **options)
-    print(figures)  # noqa: T201 - shown when it fails
-    brokers.faults_were_told_once(worker, faults)
-    return figures
 
 
 # Alarms.

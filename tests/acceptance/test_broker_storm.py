@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
-import pytest
-
 from tests.acceptance import brokers
 from tests.acceptance.brokers import some_events
-from tests.harness.proxy import ChaosProxy
 
 FAULTS = 4
 EVENTS_PER_FAULT = 150
-
-
-@pytest.fixture
-def proxy(vhost):
-    with ChaosProxy(vhost.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def site(folder, vhost, proxy):
-    with brokers.a_site(folder, vhost, url=proxy.url(vhost.url)) as site:
-        yield site
 
 
 class Storm:
@@ -93,10 +76,8 @@ class Storm:
         ]
 
 
-def test_storm_costs_nothing(site, proxy, rabbit):
-    seed = random.randrange(10**6)
-    print(f"seed {seed}")  # noqa: T201 - shown when it fails
-    chance = random.Random(seed)
+def test_storm_costs_nothing(distant, proxy, rabbit, chance):
+    site = distant
     on_unknown = chance.choice(["hold", "resend"])
     rule = f"handler: send_sms\n        on_unknown: {on_unknown}"
     site.write_rulebook(brokers.RULEBOOK.replace("handler: send_sms", rule))
