@@ -24,11 +24,13 @@ class Databases:
         copy = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
         if template == "template0":
             copy += sql.SQL(" ENCODING 'UTF8'")  # what a server takes by default, nobody knows
+        if self._connected().info.server_version >= 150_000:
+            copy += sql.SQL(" STRATEGY file_copy")  # half as dear, for what is small
         self._execute(copy)
         return urlsplit(self._url)._replace(path="/" + quote(name)).geturl()
 
     def drop(self, url: str) -> None:
-        """Drop a database that `create` made, whoever is connected to it; again is harmless."""
+        """Drop a database that `create` made, by URL or name, whoever is connected to it; again is harmless."""
         name = self.name(url)
         assert name.startswith(PREFIX), f"{name} is no test's"
         self._execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
@@ -45,6 +47,9 @@ class Databases:
             self._connection = None
 
     def _execute(self, statement: sql.Composed) -> None:
+        self._connected().execute(statement)
+
+    def _connected(self) -> psycopg.Connection:
         if self._connection is not None:
             try:
                 self._connection.execute("SELECT 1")
@@ -52,4 +57,4 @@ class Databases:
                 self.close()  # the server was restarted since
         if self._connection is None:
             self._connection = psycopg.connect(self._url, autocommit=True)
-        self._connection.execute(statement)
+        return self._connection

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from datetime import timedelta
 from typing import ClassVar
 
@@ -19,9 +18,8 @@ from dispatcher.events.limits import Limits
 from dispatcher.plugins.registry import Installed, load_registry
 from dispatcher.rules.plan import load_plan
 from dispatcher.store import migrate
-from dispatcher.store.sqlite.store import SqliteStore
-from dispatcher.testing import FrozenClock
 from dispatcher.worker.connections import OpenConnections, PinnedChains
+from tests.harness.stores import PostgresPlace, SqlitePlace, in_order, migrated
 
 
 class Scripted(Handler):
@@ -91,6 +89,41 @@ def empty_store(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def emptied_databases(postgres_databases):
+    """The database that one test leaves to the next: emptying it takes a millisecond, making one twenty."""
+    template = migrated(postgres_databases)
+    left = []
+    yield template, left
+    for place in left:
+        place.drop()
+    postgres_databases.drop(template)
+
+
+@pytest.fixture
+def sqlite_place(tmp_path, empty_store):
+    """A store of its own in a file."""
+    place = SqlitePlace(tmp_path, empty_store)
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def postgres_place(postgres_databases, emptied_databases):
+    """A store of its own in a PostgreSQL."""
+    template, left = emptied_databases
+    place = (left.pop().again() if left else None) or PostgresPlace(postgres_databases, template)
+    yield place
+    place.close()
+    left.append(place)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request):
+    """Where the store is: each test of a world runs on both. A module that is about one of them says so by its own."""
+    return request.getfixturevalue(f"{request.param}_place")
+
+
 @pytest.fixture
 def registry():
     found = load_registry()
@@ -103,9 +136,9 @@ def registry():
 class World:
     """One engine over one store; `turn` is a batch."""
 
-    def __init__(self, tmp_path, registry, store):
-        self.folder, self.registry, self.store = tmp_path, registry, store
-        self.clock = FrozenClock()
+    def __init__(self, tmp_path, registry, place):
+        self.folder, self.registry, self.place = tmp_path, registry, place
+        self.store, self.clock = place.open(), place.clock
         self.slots, self.guard = Slots(), Guard()
         self.engine = None
         self.calls = []
@@ -189,18 +222,23 @@ class World:
             transaction.commit()
         self.calls += batch.calls
 
+    def sql(self, statement, *values):
+        """Execute what both stores understand, with a `?` for each value, beside the store; return the rows."""
+        return self.place.query(statement, *values)[1]
+
     def rows(self, table, *columns):
         """Return a table's rows in order: dicts, or tuples of the columns named."""
-        cursor = self.store.connection.execute(f"SELECT * FROM {table}")
-        names = [column[0] for column in cursor.description]
-        found = [dict(zip(names, row, strict=True)) for row in cursor]
+        names, rows = self.place.query(in_order(table))
+        found = [dict(zip(names, row, strict=True)) for row in rows]
         return [tuple(row[name] for name in columns) for row in found] if columns else found
+
+    def reopen(self):
+        """Close the store and open it again; return it."""
+        self.place.close()
+        self.store = self.place.open()
+        return self.store
 
 
 @pytest.fixture
-def world(tmp_path, registry, empty_store):
-    path = tmp_path / "store.db"
-    shutil.copy(empty_store, path)
-    store = SqliteStore.open(path)
-    yield World(tmp_path, registry, store)
-    store.close()
+def world(tmp_path, registry, place):
+    return World(tmp_path, registry, place)

@@ -176,7 +176,7 @@ def test_report_becomes_an_event_that_descends_from_the_one_that_caused_the_text
 def test_report_on_a_text_whose_event_is_forgotten_is_still_taken(world):
     message_id = a_text(world)
     for table in ("steps", "runs", "events", "event_ids"):
-        world.store.connection.execute(f"DELETE FROM {table}")
+        world.sql(f"DELETE FROM {table}")
     (receipt,) = bring(world, report(message_id, "ack", "abc"))
     assert receipt.kind == "stored"
     (event,) = world.rows("events")

@@ -427,7 +427,7 @@ def test_on_unknown_decides_what_becomes_of_a_lost_call(world, policy, state, re
 
 def test_a_call_that_came_back_to_a_run_that_was_cancelled_changes_nothing(world):
     world.rules(CALL).publish({})
-    world.store.connection.execute("UPDATE runs SET state = 'cancelled'")
+    world.sql("UPDATE runs SET state = 'cancelled'")
     world.bring_back(Done())
     assert states(world) == ["cancelled"]
 

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from tests.unit.engine.conftest import empty_store, registry, world
+from tests.unit.engine.conftest import (
+    emptied_databases,
+    empty_store,
+    place,
+    postgres_place,
+    registry,
+    sqlite_place,
+    world,
+)
 
-__all__ = ["empty_store", "registry", "world"]
+__all__ = ["emptied_databases", "empty_store", "place", "postgres_place", "registry", "sqlite_place", "world"]

@@ -104,7 +104,7 @@ def test_run_that_still_waits_is_ended(world):
 def test_event_that_was_not_run_yet_never_runs(world):
     world.rules(RULES)
     publish(world, NUMBER, event_id="e1", event_type="other")
-    world.store.connection.execute("UPDATE events SET state = 'new', event_type = 'done'")
+    world.sql("UPDATE events SET state = 'new', event_type = 'done'")
     erase(world, NUMBER, account="acc")
     world.turn()
     assert world.rows("runs") == []

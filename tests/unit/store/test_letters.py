@@ -33,10 +33,10 @@ def a_body(**fields):
 
 
 def park(world, body, event_id=None, reason="too_large"):
-    world.store.connection.execute(
+    world.sql(
         "INSERT INTO dead_letters (dead_id, kind, reason, detail, event_id, body, at) "
         "VALUES (?, 'delivery', ?, '', ?, ?, ?)",
-        (f"dead-{reason}-{len(letters(world))}", reason, event_id, body, "2026-01-01T00:00:00.000000Z"),
+        *(f"dead-{reason}-{len(letters(world))}", reason, event_id, body, "2026-01-01T00:00:00.000000Z"),
     )
 
 

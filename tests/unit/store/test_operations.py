@@ -258,7 +258,7 @@ def test_run_that_has_ended_cannot_be_cancelled(world):
 def test_run_whose_chain_does_not_bind_is_tried_again_when_it_does(world):
     world.rules(WAIT)
     world.publish(event_id="e1")
-    world.store.connection.execute("UPDATE runs SET state = 'held', due_at = NULL, error = 'cannot_bind: gone'")
+    world.sql("UPDATE runs SET state = 'held', due_at = NULL, error = 'cannot_bind: gone'")
     with pytest.raises(NotPossible, match="is held: cannot_bind: gone; no outcome of it is unknown"):
         by(world, "runs.resolve", run=run_id(world), sent=True)
     by(world, "runs.retry", run=run_id(world))
@@ -336,7 +336,7 @@ def test_unmatched_event_is_matched_against_todays_rules(world):
 def test_event_that_waits_for_its_turn_is_left_alone(world):
     world.rules(TWO_STEPS)
     world.publish(event_id="e1")
-    world.store.connection.execute("UPDATE events SET state = 'new'")
+    world.sql("UPDATE events SET state = 'new'")
     with pytest.raises(NotPossible, match="e1 is new"):
         by(world, "events.replay", event="e1", again=True)
 
@@ -358,7 +358,7 @@ def test_event_parked_as_crashed_lives_again_when_it_is_replayed(world):
 def test_new_event_parked_as_crashed_is_matched_when_it_is_replayed(world):
     world.rules(TWO_STEPS)
     world.publish(event_id="e1", event_type="other")
-    world.store.connection.execute("UPDATE events SET state = 'dead', crash_count = 3, event_type = 'done'")
+    world.sql("UPDATE events SET state = 'dead', crash_count = 3, event_type = 'done'")
     by(world, "events.replay", event="e1", account="acc")
     world.turn()
     assert states(world) == ["done"]

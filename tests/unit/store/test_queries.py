@@ -49,7 +49,7 @@ def ask(world):
     """Ask one query over the store as it is now; a listing comes as its rows and their total."""
 
     def asked(name, *args, **filters):
-        with open_reader(world.store.path) as connection:
+        with open_reader(world.place.source) as connection:
             found = getattr(queries, name)(connection, *args, **filters)
             return (list(found.rows), found.total) if isinstance(found, queries.Listing) else found
 
@@ -251,7 +251,7 @@ def test_conflicting_delivery_is_part_of_the_story_of_the_event_whose_id_it_bear
 
 def test_contact_shows_texts_and_opt_out(full, ask):
     assert ask("show_contact", "0821234567")["opted_out"] is None
-    full.store.connection.execute("INSERT INTO opt_outs VALUES ('acc', '+27821234567', 'STOP', '2026-01-01')")
+    full.sql("INSERT INTO opt_outs VALUES ('acc', '+27821234567', 'STOP', '2026-01-01')")
     found = ask("show_contact", "0821234567", "acc")
     assert found["opted_out"] == {"reason": "STOP", "at": "2026-01-01"}
     assert [message["content"] for message in found["messages"]] == ["hi"]
@@ -297,5 +297,5 @@ def test_same_id_in_two_accounts_is_told_apart_by_the_account(full, ask):
 
 
 def test_event_is_found_when_its_dedupe_row_has_had_its_time(full, ask):
-    full.store.connection.execute("DELETE FROM event_ids")
+    full.sql("DELETE FROM event_ids")
     assert ask("show_event", "e1")["event_id"] == "e1"

@@ -57,9 +57,9 @@ def test_each_outcome_has_its_own_limit(world, outcome, last_day):
         world.script.append(Failed("no"))
     world.publish(event_id="e1", event_type="else" if outcome == "unmatched" else "done")
     if outcome == "cancelled":
-        world.store.connection.execute("UPDATE runs SET state = 'cancelled'")
+        world.sql("UPDATE runs SET state = 'cancelled'")
     if outcome == "dead":
-        world.store.connection.execute("UPDATE events SET state = 'dead'")
+        world.sql("UPDATE events SET state = 'dead'")
     assert after(world, last_day) == ["e1"]
     assert after(world, last_day + 1) == []
 
@@ -81,7 +81,7 @@ def test_event_that_was_forgotten_may_come_again(world):
 @pytest.mark.parametrize("state", ["ready", "running", "waiting", "retrying", "held"])
 def test_open_run_keeps_its_event_and_all_that_belongs_to_it(world, state):
     world.rules(CHAIN).publish(event_id="e1")
-    world.store.connection.execute("UPDATE runs SET state = ?", (state,))
+    world.sql("UPDATE runs SET state = ?", state)
     before = {table: world.rows(table) for table in (*OF_AN_EVENT, "messages")}
     assert after(world, 4000) == ["e1"]
     assert {table: world.rows(table) for table in (*OF_AN_EVENT, "messages")} == before
@@ -97,8 +97,8 @@ def test_held_run_keeps_its_message_however_old(world):
 
 def test_event_that_nobody_has_looked_at_yet_stays(world):
     world.rules(CHAIN).publish(event_id="e1")
-    world.store.connection.execute("UPDATE events SET state = 'new'")
-    world.store.connection.execute("DELETE FROM runs")
+    world.sql("UPDATE events SET state = 'new'")
+    world.sql("DELETE FROM runs")
     assert after(world, 4000) == ["e1"]
 
 
@@ -124,7 +124,7 @@ def test_more_than_one_chunk_is_forgotten_step_by_step_past_what_stays(world):
     for at in range(0, 1200, 200):
         world.publish(*({"event_id": f"e{n}", "event_type": "else"} for n in range(at, at + 200)))
     world.publish(event_id="open", event_type="wait")
-    world.store.connection.execute("UPDATE events SET state = 'new' WHERE seq <= 600")
+    world.sql("UPDATE events SET state = 'new' WHERE seq <= 600")
     retention = Retention(world.store, KEEP)
     now = world.clock.now() + timedelta(days=100)
     steps = 1
@@ -154,9 +154,9 @@ chains:
 def test_letters_of_deliveries_and_old_messages_go_by_age_and_what_waits_for_a_broker_stays(world):
     world.rules(CHAIN).publish({"event_id": "e1"}, b"nonsense")
     now = as_text(world.clock.now())
-    world.store.connection.execute(
-        "INSERT INTO outbox (destination, body, message_id, state, not_before, at) VALUES (?, ?, ?, ?, ?, ?)",
-        ("amqp:x/y", "{}", "m1", "ready", now, now),
+    world.sql(
+        "INSERT INTO outbox (seq, destination, body, message_id, state, not_before, at) VALUES (7, ?, ?, ?, ?, ?, ?)",
+        *("amqp:x/y", "{}", "m1", "ready", now, now),
     )
     after(world, 11)
     assert len(world.rows("messages")) == len(world.rows("dead_letters")) == 1
@@ -169,9 +169,7 @@ def test_deliveries_that_a_broker_might_bring_again_are_forgotten_with_what_is_d
     world.rules(CHAIN)
     columns = "epoch, tag, batch, queue, body_hash, received_on"
     for tag, day in ((1, f"{world.clock.now():%Y-%m-%d}"), (2, "2020-01-01")):
-        world.store.connection.execute(
-            f"INSERT INTO unacked ({columns}) VALUES ('old', ?, 1, 'vumi.event', x'00', ?)", (tag, day)
-        )
+        world.sql(f"INSERT INTO unacked ({columns}) VALUES ('old', ?, 1, 'vumi.event', ?, ?)", tag, b"0", day)
     after(world, 1)
     assert world.rows("unacked", "tag") == [(1,)]
 
@@ -197,5 +195,5 @@ def test_walk_goes_on_over_more_than_one_chunk_and_past_what_stays(world):
     world.publish(*({"event_id": f"g{n}", "event_type": "else"} for n in range(250)))
     while world.turn():
         pass
-    world.store.connection.execute("UPDATE events SET state = 'unmatched' WHERE event_type = 'else'")
+    world.sql("UPDATE events SET state = 'unmatched' WHERE event_type = 'else'")
     assert after(world, 21) == [f"w{n}" for n in range(250)]

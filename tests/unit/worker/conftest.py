@@ -17,9 +17,17 @@ from dispatcher.worker.control import Request
 from dispatcher.worker.guard import CrashGuard
 from dispatcher.worker.inbox import Inbox
 from dispatcher.worker.recovery import Recovery
-from tests.unit.engine.conftest import empty_store, registry, world
+from tests.unit.engine.conftest import (
+    emptied_databases,
+    empty_store,
+    place,
+    postgres_place,
+    registry,
+    sqlite_place,
+    world,
+)
 
-__all__ = ["empty_store", "registry", "world"]
+__all__ = ["emptied_databases", "empty_store", "place", "postgres_place", "registry", "sqlite_place", "world"]
 
 THREADS = 4
 
@@ -46,7 +54,7 @@ class Workshop:
 
     def __init__(self, world):
         self.world, self.store, self.clock = world, world.store, world.clock
-        self.rows, self.script, self.seen = world.rows, world.script, world.seen
+        self.rows, self.sql, self.script, self.seen = world.rows, world.sql, world.script, world.seen
         self.slots = world.folder / "slot"
         Outside.keys = self.keys = []
         world.registry.handlers.add(Installed("outside", "tests", "1", Outside))

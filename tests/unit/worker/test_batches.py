@@ -388,9 +388,9 @@ def test_calls_that_wait_go_before_runs_that_come_due(workshop):
     workshop.rules(CALL).store_new(*numbered(7))
     workshop.turn()
     late = max(event_id for event_id, state in workshop.rows("runs", "event_id", "state") if state == "ready")
-    workshop.store.connection.execute(
+    workshop.sql(
         "UPDATE runs SET state = 'retrying', lane = '', due_at = '2000-01-01T00:00:00.000000Z' WHERE event_id = ?",
-        (late,),
+        late,
     )
     workshop.batches.count_anew()
     while workshop.calls.under_way or workshop.calls.has_returns:

@@ -80,7 +80,7 @@ def test_drain_goes_on_when_the_calls_for_which_it_paused_are_done(workshop, mak
     worker = make_worker(TWO_CALLS, call_threads=1, max_ready=1)
     assert worker.run(drain=True) == 0
     assert "sources.resumed" in capfd.readouterr().err
-    workshop.world.store = workshop.store = SqliteStore.open(workshop.store.path)
+    workshop.store = workshop.world.reopen()
     assert workshop.rows("runs", "state") == [("done",)] * 6
 
 
@@ -89,7 +89,7 @@ def test_stop_lets_no_further_call_start(workshop, make_worker):
     worker = make_worker(TWO_CALLS)
     Calling.act = staticmethod(lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert worker.run(drain=False) == 0
-    workshop.world.store = workshop.store = SqliteStore.open(workshop.store.path)
+    workshop.store = workshop.world.reopen()
     assert workshop.rows("runs", "state", "step") == [("ready", "second")]
     assert workshop.rows("steps", "step", "state") == [("first", "done"), ("second", "ready")]
 

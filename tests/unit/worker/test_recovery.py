@@ -81,7 +81,7 @@ def test_suspects_run_in_batches_of_one(workshop):
 
 def test_third_crash_parks_the_culprit_and_spares_its_neighbours(workshop):
     workshop.rules(ONE).store_new(*numbered(3))
-    workshop.store.connection.execute("UPDATE events SET crash_count = 2 WHERE event_id = 'e2'")
+    workshop.sql("UPDATE events SET crash_count = 2 WHERE event_id = 'e2'")
     workshop.restart(2).recover()
     workshop.work_off()
     assert states(workshop) == {"e1": "matched", "e2": "dead", "e3": "matched"}
@@ -96,7 +96,7 @@ def test_runs_of_a_parked_event_are_failed_and_not_left_open(workshop):
     failpoints.arm("call.before_start:raise")
     with pytest.raises(FailpointReached):
         workshop.turn()
-    workshop.store.connection.execute("UPDATE events SET crash_count = 2")
+    workshop.sql("UPDATE events SET crash_count = 2")
     workshop.restart(1).recover()
     assert workshop.states() == ["failed"]
     assert workshop.states("events") == ["dead"]
@@ -143,8 +143,8 @@ def test_on_unknown_decides_over_a_call_without_a_key(workshop, decision, state,
 def test_more_calls_than_one_batch_takes_are_all_settled(workshop):
     workshop.rules(CALL.replace("KEYED", "false").replace("DECISION", "hold")).store_new(*numbered(300))
     workshop.work_off()
-    workshop.store.connection.execute("UPDATE runs SET state = 'running', step = 'call', position = 0")
-    workshop.store.connection.execute("UPDATE steps SET state = 'started'")
+    workshop.sql("UPDATE runs SET state = 'running', step = 'call', position = 0")
+    workshop.sql("UPDATE steps SET state = 'started'")
     workshop.restart().recover()
     assert set(workshop.states()) == {"held"}
 

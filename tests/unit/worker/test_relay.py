@@ -48,7 +48,7 @@ class Shop:
 
     def __init__(self, workshop):
         self.workshop, self.store, self.clock = workshop, workshop.store, workshop.clock
-        self.rows, self.script = workshop.rows, workshop.script
+        self.rows, self.sql, self.script = workshop.rows, workshop.sql, workshop.script
 
     def rules(self, text, policy="hold", senders=VUMI):
         self.workshop.rules(text.replace("POLICY", policy), senders=senders)
@@ -282,7 +282,7 @@ def test_confirmed_row_is_gone_and_its_text_is_sent(shop):
 def test_confirm_does_not_move_back_a_text_that_was_reported_on_sooner(shop):
     shop.rules(TEXT)
     shop.publish("one")
-    shop.store.connection.execute("UPDATE messages SET state = 'delivered'")
+    shop.sql("UPDATE messages SET state = 'delivered'")
     shop.tell("confirmed")
     assert shop.outbox() == []
     assert shop.states("messages") == ["delivered"]
@@ -380,7 +380,7 @@ def test_emitted_event_of_unknown_fate_is_always_sent_again(shop):
 def test_text_that_was_reported_on_is_not_sent_again_though_its_fate_is_unknown(shop, policy):
     shop.rules(TEXT, policy)
     shop.publish("one")
-    shop.store.connection.execute("UPDATE messages SET state = 'acked'")
+    shop.sql("UPDATE messages SET state = 'acked'")
     shop.tell("unknown", reason="connection lost")
     shop.work_off()
     assert shop.words() == ["one"]
@@ -394,7 +394,7 @@ def test_text_that_is_reported_on_while_it_waits_to_be_sent_again_is_not(shop):
     shop.publish("one", "two")
     shop.publisher.window = 0
     shop.tell("unknown", reason="connection lost")
-    shop.store.connection.execute("UPDATE messages SET state = 'acked' WHERE content = 'one'")
+    shop.sql("UPDATE messages SET state = 'acked' WHERE content = 'one'")
     shop.publisher.window = 1000
     shop.work_off()
     assert shop.words() == ["one", "two", "two"]
@@ -407,7 +407,7 @@ def test_row_erased_while_it_was_in_flight_holds_nothing(shop):
     shop.rules(SCRIPTED)
     shop.script[:] = [told()]
     shop.publish("one")
-    shop.store.connection.execute("DELETE FROM outbox")
+    shop.sql("DELETE FROM outbox")
     shop.tell("unknown", reason="connection lost")
     assert shop.states("runs") == ["done"]
     assert shop.rows("dead_letters") == []
@@ -667,7 +667,7 @@ def test_store_that_cannot_be_read_does_not_end_the_worker_while_it_looks_when_t
     shop.publisher.window = 0
     shop.publish("one")
     shop.publisher.window = 1000
-    shop.store.connection.execute("ALTER TABLE outbox RENAME TO mislaid")
+    shop.sql("ALTER TABLE outbox RENAME TO mislaid")
     assert shop.relay.next_due(shop.store) > 0
 
 
@@ -701,7 +701,7 @@ def test_complaints_about_destinations_are_bounded(shop):
         shop.publish("one")
         shop.tell("unroutable", reason="312 NO_ROUTE")
         shop.after(minutes=2)
-        shop.store.connection.execute("DELETE FROM outbox")
+        shop.sql("DELETE FROM outbox")
     assert len(shop.relay._said) <= 1000
 
 

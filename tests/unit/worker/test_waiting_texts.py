@@ -48,7 +48,7 @@ def test_text_that_waits_is_not_sent_to_a_person_who_opted_out_meanwhile(waiting
 
 
 def test_text_to_somebody_else_is_sent_all_the_same(waiting):
-    waiting.store.connection.execute("UPDATE messages SET to_addr = '+27829999999'")
+    waiting.sql("UPDATE messages SET to_addr = '+27829999999'")
     waiting.publish("stop", event_type="stop")
     let_go(waiting)
     assert waiting.words() == ["hello"]
@@ -78,8 +78,8 @@ def test_held_runs_are_resolved_by_the_hundred_and_others_left(shop):
     shop.publish("one", "two", "three")
     shop.tell("unknown")
     (_, _, other) = [row["run_id"] for row in shop.rows("runs")]
-    shop.store.connection.execute("DELETE FROM outbox WHERE run_id = ?", (other,))
-    shop.store.connection.execute("UPDATE runs SET error = 'cannot_bind: gone' WHERE run_id = ?", (other,))
+    shop.sql("DELETE FROM outbox WHERE run_id = ?", other)
+    shop.sql("UPDATE runs SET error = 'cannot_bind: gone' WHERE run_id = ?", other)
     told = shop.by("runs.resolve", sent=True)
     assert (told["changed"], told["left"], told["next"]) == (2, [[other, "cannot_bind"]], None)
     assert sorted(shop.states("runs")) == ["done", "done", "held"]

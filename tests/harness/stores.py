@@ -1,0 +1,163 @@
+"""Where a test's store is: a file or a database, migrated and empty, to be opened, opened again and looked into."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from dispatcher.store import schema
+from dispatcher.testing import FrozenClock
+from tests.harness.databases import Databases
+
+# After these, a database is not as it was when its rows are gone.
+SPOILS = re.compile(r"\s*(CREATE|ALTER|DROP)\b|.*\b(facts|alembic_version)\b", re.IGNORECASE)
+
+
+def in_order(table: str) -> str:
+    """A query for all rows of a table, which may have a WHERE behind its name, in the order in which they were made."""
+    made = schema.metadata.tables[table.split(maxsplit=1)[0]]
+    keys = ["seq"] if "seq" in made.c else [column.name for column in made.primary_key]
+    return f"SELECT * FROM {table} ORDER BY {', '.join(keys)}"
+
+
+def migrated(databases: Databases) -> str:
+    """Make a database with a store in it, as old as a frozen clock, for places to be copied from; return its name."""
+    from dispatcher.store.postgres import migrate, partitions
+
+    url = databases.create()
+    migrate.upgrade(url)
+    with psycopg.connect(url, autocommit=True) as connection:
+        partitions.ensure(connection, FrozenClock().now().date().isoformat(), ahead=0)
+    return databases.name(url)
+
+
+class SqlitePlace:
+    """A file, copied from one that was migrated."""
+
+    kind = "sqlite"
+
+    def __init__(self, folder: Path, migrated: Path) -> None:
+        self.path = folder / "store.db"
+        shutil.copy(migrated, self.path)
+        self.clock = FrozenClock()
+        self._store: Any = None
+
+    @property
+    def source(self) -> Path:
+        """What opens it for reading."""
+        return self.path
+
+    @property
+    def setting(self) -> str:
+        """What DISPATCHER_STORE says to name it."""
+        return f"sqlite:///{self.path}"
+
+    def open(self) -> Any:
+        """Open the store, which is closed after the test if it is still open then."""
+        from dispatcher.store.sqlite.store import SqliteStore
+
+        self._store = SqliteStore.open(self.path)
+        return self._store
+
+    def query(self, statement: str, *values: Any) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Execute a statement with a `?` for each value; return names of columns, and rows."""
+        cursor = self._store.connection.execute(statement, values)
+        return [column[0] for column in cursor.description or ()], cursor.fetchall()
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self._store is not None:
+            self._store.close()
+
+
+class PartitionedClock(FrozenClock):
+    """A frozen clock that has a store made ready for each day that it comes to, as the database's own days are."""
+
+    def __init__(self, connection: psycopg.Connection) -> None:
+        super().__init__()
+        self._connection = connection
+        self.days = {self.now().date()}
+
+    def advance(self, by: timedelta) -> None:
+        """Move forward."""
+        from dispatcher.store.postgres import partitions
+
+        super().advance(by)
+        if self.now().date() not in self.days:
+            self.days.add(self.now().date())
+            partitions.ensure(self._connection, self.now().date().isoformat(), ahead=0)
+
+
+class PostgresPlace:
+    """A database, copied from one that was migrated, and emptied for each test that may have it again."""
+
+    kind = "postgres"
+
+    def __init__(self, databases: Databases, template: str) -> None:
+        self._databases = databases
+        self.url = databases.create(template)
+        # Beside the store's own: what a test looks at is what others see, and it waits for nobody for long.
+        self.connection = psycopg.connect(self.url, autocommit=True, options="-c lock_timeout=5s")
+        sequences = [name for (name,) in self.connection.execute("SELECT sequencename FROM pg_sequences")]
+        self._empty = "; ".join(
+            [
+                *(
+                    f"DELETE FROM {table.name}"
+                    for table in schema.metadata.sorted_tables[::-1]
+                    if table.name != "facts"
+                ),
+                *(f"SELECT setval('{name}', 1, false)" for name in sequences),
+            ]
+        )
+        self._spoiled = False
+        self._store: Any = None
+        self.clock: FrozenClock = PartitionedClock(self.connection)
+
+    @property
+    def source(self) -> str:
+        """What opens it for reading."""
+        return self.url
+
+    @property
+    def setting(self) -> str:
+        """What DISPATCHER_STORE says to name it."""
+        return self.url
+
+    def again(self) -> PostgresPlace | None:
+        """Make it ready for another test; None when that cannot be done, and it is gone."""
+        if self._spoiled or len(getattr(self.clock, "days", ())) > 1:
+            self.drop()
+            return None
+        self.connection.execute(self._empty)
+        self.clock = PartitionedClock(self.connection)
+        return self
+
+    def open(self) -> Any:
+        """Open the store, which is closed after the test if it is still open then."""
+        from dispatcher.store.postgres.store import PostgresStore
+
+        self._store = PostgresStore.open(self.url)
+        return self._store
+
+    def query(self, statement: str, *values: Any) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Execute a statement with a `?` for each value; return names of columns, and rows."""
+        self._spoiled = self._spoiled or bool(SPOILS.match(statement))
+        ours = statement.replace("%", "%%").replace("?", "%s") if values else statement
+        cursor = self.connection.execute(ours, values or None)
+        return ([column.name for column in cursor.description], cursor.fetchall()) if cursor.description else ([], [])
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def drop(self) -> None:
+        """Take the database away."""
+        self.connection.close()
+        self._databases.drop(self.url)
