@@ -22,7 +22,7 @@ from dispatcher.store.lookup import EventRef, find_event, find_run
 from dispatcher.store.publishes import settle_held, withdraw_waiting
 from dispatcher.store.schema import audit, dead_letters, events, messages, runs, steps
 from dispatcher.store.standing import Standing, here, standing_of
-from dispatcher.store.taking import Row, rows, take, take_runs
+from dispatcher.store.taking import Row, may_reopen, rows, take, take_runs
 
 RETRYABLE: Final = ("failed", "held", "retrying", "waiting", "cancelled")
 _ENDED: Final = ("done", "failed", "cancelled")
@@ -70,6 +70,7 @@ class Operations:
         self.connection = connection
         self._actor = actor
         self._now = as_text(now)
+        may_reopen(connection)
 
     # Runs.
 

@@ -2,48 +2,16 @@
 
 An event goes with its runs, its steps, its dedupe row and its dead letters; what the outbox holds stays until it is
 handed out. Nothing is forgotten before its dedupe time is over, and nothing while a run of it is open. Contacts and
-opt-outs stay.
+opt-outs stay. How it is done is the store's own business: `sqlite.retention` and `postgres.retention`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Protocol
 
-from dispatcher.store.sqlite.store import SqliteStore
-
-_CHUNK = 500
-
-# Each walk reads a chunk of rows by `seq`, which grows with age, so that it ends at the first chunk that is young:
-# a store is never read through to find that nothing is old.
-_EVENTS = """
-SELECT e.seq, e.received_on, e.state,
-       (SELECT count(*) FROM runs r WHERE r.event_seq = e.seq AND r.state NOT IN ('done', 'failed', 'cancelled')),
-       (SELECT count(*) FROM runs r WHERE r.event_seq = e.seq AND r.state IN ('failed', 'cancelled'))
-FROM events e WHERE e.seq > ? ORDER BY e.seq LIMIT ?
-"""
-_FORGET = (
-    "DELETE FROM steps WHERE run_seq IN (SELECT seq FROM runs WHERE event_seq = ?1)",
-    "DELETE FROM runs WHERE event_seq = ?1",
-    """DELETE FROM dead_letters WHERE event_id = (SELECT event_id FROM events WHERE seq = ?1)
-       AND account_key = (SELECT account_key FROM events WHERE seq = ?1)""",
-    """DELETE FROM event_ids WHERE account_key = (SELECT account_key FROM events WHERE seq = ?1)
-       AND event_id = (SELECT event_id FROM events WHERE seq = ?1)""",
-    "DELETE FROM events WHERE seq = ?1",
-)
-# (seq, since when, whether it is to stay)
-_ROWS = {
-    "messages": """
-        SELECT m.seq, m.received_on, EXISTS (
-            SELECT 1 FROM runs r WHERE r.run_id = m.run_id AND r.state NOT IN ('done', 'failed', 'cancelled')
-        ) FROM messages m WHERE m.seq > ? ORDER BY m.seq LIMIT ?
-    """,
-    "dead_letters": "SELECT seq, at, kind <> 'delivery' FROM dead_letters WHERE seq > ? ORDER BY seq LIMIT ?",
-}
-# What a broker has not brought again by now, it never will.
-_FORGET_UNACKED = "DELETE FROM unacked WHERE received_on < ?"
+from dispatcher.store.ports import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,69 +23,46 @@ class Keep:
     skipped: int
     dedupe: int
 
+    def limits(self, now: datetime) -> dict[str, str]:
+        """Return for each outcome the first day of which events are kept: those of the days before it go."""
+        kept = {"done": self.done, "failed": self.failed, "skipped": self.skipped}
+        return {outcome: _day(now, max(days, self.dedupe)) for outcome, days in kept.items()}
+
+    def messages_limit(self, now: datetime) -> str:
+        """Return the first day of which messages are kept."""
+        return _day(now, max(self.done, self.failed))
+
+
+class _Walk(Protocol):
+    def step(self, now: datetime) -> bool: ...
+
 
 class Retention:
-    """Walks over the store from the oldest event on; each `step` is one small transaction."""
+    """Walks over a store from the oldest event on."""
 
-    def __init__(self, store: SqliteStore, keep: Keep) -> None:
-        self._store = store
-        self._keep = keep
-        # How far the walk over each table has come; what is missing is through.
-        self._behind = self._at_the_start()
+    def __init__(self, store: Store, keep: Keep) -> None:
+        self._walk = _walk_of(store, keep)
 
     def step(self, now: datetime) -> bool:
-        """Forget one chunk; False when the walk is through, and the next call begins a new one."""
-        keep = self._keep
-        limits = {
-            name: _day(now, max(days, keep.dedupe))
-            for name, days in (("done", keep.done), ("failed", keep.failed), ("skipped", keep.skipped))
-        }
-        oldest = {
-            "messages": _day(now, max(keep.done, keep.failed)),
-            "dead_letters": limits["failed"],
-        }
-        with self._store.transaction() as transaction:
-            for table in list(self._behind):
-                if table == "events":
-                    self._forget_events(limits)
-                else:
-                    self._forget_rows(table, oldest[table])
-            if not self._behind:
-                self._store.connection.execute(_FORGET_UNACKED, (limits["done"],))
-            transaction.commit()
-        if self._behind:
-            return True
-        self._behind = self._at_the_start()
-        return False
+        """Forget one chunk, in a small transaction; False when the walk is through, and the next call begins anew.
 
-    def _forget_events(self, limits: dict[str, str]) -> None:
-        execute = self._store.connection.execute
-        found = execute(_EVENTS, (self._behind["events"], _CHUNK)).fetchall()
-        for seq, received_on, state, unfinished, failed in found:
-            if state == "new" or unfinished:
-                continue
-            outcome = "failed" if failed or state == "dead" else "skipped" if state == "unmatched" else "done"
-            if received_on < limits[outcome]:
-                for statement in _FORGET:
-                    execute(statement, (seq,))
-        self._walk_on("events", found, max(limits.values()))
+        Of the workers that share a store one at a time forgets; for the others the walk is through at once.
+        """
+        return self._walk.step(now)
 
-    def _forget_rows(self, table: str, limit: str) -> None:
-        connection = self._store.connection
-        found = connection.execute(_ROWS[table], (self._behind[table], _CHUNK)).fetchall()
-        old = [(seq,) for seq, since, stays in found if since < limit and not stays]
-        connection.executemany(f"DELETE FROM {table} WHERE seq = ?", old)  # noqa: S608
-        self._walk_on(table, found, limit)
 
-    def _walk_on(self, table: str, found: Sequence[tuple[Any, ...]], limit: str) -> None:
-        if len(found) < _CHUNK or found[-1][1] >= limit:
-            del self._behind[table]
-        else:
-            self._behind[table] = found[-1][0]
+def _walk_of(store: Store, keep: Keep) -> _Walk:
+    if store.shared:
+        from dispatcher.store.postgres.retention import PostgresRetention  # noqa: PLC0415 - needs its driver
+        from dispatcher.store.postgres.store import PostgresStore  # noqa: PLC0415
 
-    @staticmethod
-    def _at_the_start() -> dict[str, int]:
-        return dict.fromkeys(("events", *_ROWS), 0)
+        assert isinstance(store, PostgresStore)
+        return PostgresRetention(store, keep)
+    from dispatcher.store.sqlite.retention import SqliteRetention  # noqa: PLC0415
+    from dispatcher.store.sqlite.store import SqliteStore  # noqa: PLC0415
+
+    assert isinstance(store, SqliteStore)
+    return SqliteRetention(store, keep)
 
 
 def _day(now: datetime, days: int) -> str:
