@@ -21,6 +21,7 @@ from dispatcher.errors import StoreUnusable
 from dispatcher.store.migrate import HEAD, REVISIONS
 from dispatcher.store.postgres.migrate import upgrade, version_at
 from dispatcher.store.schema import PARTITIONED, SEQUENCES, metadata
+from dispatcher.urls import shown
 from tests.harness.waiting import wait_until
 
 UPGRADE = """
@@ -212,6 +213,26 @@ def test_no_password_is_shown_of_a_server_that_is_not_there(postgres):
     with pytest.raises(StoreUnusable, match="refused") as raised:
         upgrade("postgresql://somebody:sesame@127.0.0.1:1/store")
     assert "sesame" not in str(raised.value)
+
+
+def test_verb_says_from_which_schema_to_which_without_the_password(postgres):
+    def migrate(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dispatcher", "migrate", "--store", postgres, *options]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert said.returncode == 0, said.stderr
+        return said
+
+    assert json.loads(migrate("--json").stdout) == {"store": shown(postgres), "before": None, "after": HEAD}
+    assert json.loads(migrate("--json").stdout) == {"store": shown(postgres), "before": HEAD, "after": HEAD}
+    assert f"{shown(postgres)} has schema {HEAD}" in migrate().stderr
+
+
+def test_verb_ends_with_3_for_a_database_of_another_program(postgres, asking):
+    asking.execute("CREATE TABLE bookmarks (url text)")
+    command = [sys.executable, "-m", "dispatcher", "migrate", "--store", postgres]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 3
+    assert "another program's tables" in said.stderr
 
 
 def as_postgresql_has_them() -> MetaData:
