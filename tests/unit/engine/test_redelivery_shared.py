@@ -6,10 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from dispatcher.engine.records import Remembered
 from dispatcher.errors import Contended
-from dispatcher.store.sqlite import store as sqlite_store
-from dispatcher.store.sqlite.transaction import SqliteTransaction
 from tests.unit.engine.test_redelivery import (
     RULES,
     bring,
@@ -24,36 +21,24 @@ from tests.unit.engine.test_redelivery import (
 
 __all__ = ["bring"]
 
-_CANDIDATES = """
-SELECT epoch, tag, batch, origin, body_hash, event_id FROM unacked
-WHERE queue = ? AND epoch <> ? AND body_hash = ? ORDER BY epoch, tag
-"""
+
+@pytest.fixture
+def place(postgres_place):
+    return postgres_place
 
 
 @pytest.fixture
-def open_channels(monkeypatch):
-    """Have the store say that it is shared; return the channels that live workers hold open, for the test to fill."""
-    channels: set[str] = set()
+def open_channels(world):
+    """The channels that live workers hold open, for a test to say which."""
 
-    class SharedTransaction(SqliteTransaction):
-        shared = True
+    class Channels:
+        def add(self, epoch):
+            world.sql("INSERT INTO channels (epoch, queue, worker) VALUES (?, 'vumi.event', 1)", epoch)
 
-        def repeated(self, queue, epoch, digest):
-            rows = [Remembered(*row) for row in self._all(_CANDIDATES, (queue, epoch, digest))]
-            found = next((row for row in rows if row.epoch not in channels), None)
-            if found is not None:
-                self._connection.execute("DELETE FROM unacked WHERE epoch = ? AND tag = ?", (found.epoch, found.tag))
-            elif rows:
-                raise Contended("another worker has it in hand.")
-            return found
+        def clear(self):
+            world.sql("DELETE FROM channels")
 
-    monkeypatch.setattr(sqlite_store, "SqliteTransaction", SharedTransaction)
-    return channels
-
-
-@pytest.fixture(autouse=True)
-def _shared(open_channels):
-    """All of these tests."""
+    return Channels()
 
 
 def test_delivery_that_comes_again_is_absorbed_once_and_names_the_event(world, bring):
