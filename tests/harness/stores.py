@@ -133,7 +133,11 @@ class PostgresPlace:
         if self._spoiled or len(getattr(self.clock, "days", ())) > 1:
             self.drop()
             return None
+        from dispatcher.store.postgres import partitions
+
         self.connection.execute(self._empty)
+        # Retention may have dropped it.
+        partitions.ensure(self.connection, FrozenClock().now().date().isoformat(), ahead=0)
         self.clock = PartitionedClock(self.connection)
         return self
 
