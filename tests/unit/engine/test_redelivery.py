@@ -1,4 +1,7 @@
-"""What a broker brings again is told from what is new: by its id, or where it has none by what was not surely acked."""
+"""What a broker brings again is told from what is new: by its id, or where it has none by what was not surely acked.
+
+This is how it is where one worker has a queue, and so its order. For several see `test_redelivery_shared`.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,11 @@ def vote(choice="yes", **facts):
 
 def brought(body, epoch, tag, *, again=False, queue="vumi.event", message_id=None):
     return Delivery(body, "amqp", message_id, again, "event", queue, epoch, tag)
+
+
+@pytest.fixture
+def place(sqlite_place):
+    return sqlite_place
 
 
 @pytest.fixture
