@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -56,14 +56,14 @@ def doctor(
     except SettingsRefused as refused:
         findings = [Finding("wrong", "settings", message) for message in refused.messages]
     else:
-        worker = _worker(settings, must_run=quick)
-        findings = [worker]
+        stored, work = _stored(settings, document, quick=quick)
+        findings = stored
         if not quick:
-            findings += [*_store(settings, document), *_disk(settings), *_plugins()]
+            findings += [*_disk(settings), *_plugins()]
             plan, said = _rulebook(settings, document.get("queued_texts", {}))
             findings += said
             if settings.amqp_url is not None:
-                findings += _broker(settings, document, plan, worker_runs=_runs(worker))
+                findings += _broker(settings, document, plan, work)
     if as_json:
         healthy = all(finding.level != "wrong" for finding in findings)
         write_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings], **document})
@@ -77,6 +77,8 @@ def doctor(
 
 _ALIVE: Final = Finding("ok", "worker", "runs and answers")
 _NONE_RUNS: Final = "none runs"
+_STARTS_ONE: Final = "`dispatcher run` starts one."
+_MAKES_ONE: Final = "The first `run` or `publish` makes it."
 _MARKS: Final = {"ok": "ok   ", "look": "look ", "wrong": "WRONG"}
 
 
@@ -87,6 +89,59 @@ def _print(findings: Iterable[Finding]) -> None:
             first=f"{_MARKS[finding.level]}  {finding.area:<12}  ",
             indent=" " * 21,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _AtWork:
+    """Whether workers run on this store, and how many if it can be shared; None where that is not clear."""
+
+    runs: bool | None
+    workers: int | None = None
+
+
+def _stored(settings: Settings, document: dict[str, Any], *, quick: bool) -> tuple[list[Finding], _AtWork]:
+    """Look at the store and at who works on it."""
+    if settings.store_kind == "postgresql":
+        try:
+            return _database(settings, document, quick=quick)
+        except StoreUnusable as error:
+            return [Finding("wrong", "store", error.message.rstrip("."), error.hint)], _AtWork(None)
+    worker = _worker(settings, must_run=quick)
+    return [worker, *([] if quick else _file(settings, document))], _AtWork(_runs(worker))
+
+
+def _database(settings: Settings, document: dict[str, Any], *, quick: bool) -> tuple[list[Finding], _AtWork]:
+    from dispatcher.cli.database import alive, server_document, server_findings, worker_finding  # noqa: PLC0415 - see main
+    from dispatcher.store.postgres.migrate import version_at  # noqa: PLC0415
+    from dispatcher.store.postgres.workers import read_workers  # noqa: PLC0415
+
+    url = settings.store_url()
+    if quick:
+        workers = read_workers(url, patience_seconds=int(_PATIENCE))
+        return [worker_finding(workers, settings, must_run=True)], _AtWork(None)
+    if version_at(url) is None:
+        none = Finding("look", "store", f"there is none yet in {settings.store_shown}", _MAKES_ONE)
+        return [Finding("ok", "worker", _NONE_RUNS, _STARTS_ONE), none], _AtWork(runs=False, workers=0)
+    from dispatcher.store.examination import examine  # noqa: PLC0415
+    from dispatcher.store.postgres.examination import examine_server  # noqa: PLC0415
+    from dispatcher.store.reading import open_reader  # noqa: PLC0415
+
+    with open_reader(url) as connection:
+        found, server = examine(connection, check_integrity=False), examine_server(connection)
+    document["counts"] = _counts_document(found)
+    document["queued_texts"] = dict(found.queued_texts)
+    document["store"] = {
+        "url": settings.store_shown, "schema": found.schema, "bytes": server.database_bytes, **server_document(server),
+    }  # fmt: skip
+    size = f"{server.database_bytes / 1e6:,.1f} MB"
+    findings = [
+        worker_finding(server.workers, settings, must_run=False),
+        Finding("ok", "store", f"{settings.store_shown}: schema {found.schema}, {size}"),
+        *server_findings(server, settings),
+        *_contents(found, has_broker=settings.amqp_url is not None),
+    ]
+    living = len(alive(server.workers, settings))
+    return findings, _AtWork(living > 0, living)
 
 
 def _worker(settings: Settings, *, must_run: bool) -> Finding:
@@ -102,7 +157,7 @@ def _worker(settings: Settings, *, must_run: bool) -> Finding:
             if holder is not None:
                 told = f"process {holder} holds the store and does not listen: it starts, ends, or only publishes"
                 return Finding("wrong" if must_run else "look", "worker", told)
-            return Finding("wrong" if must_run else "ok", "worker", _NONE_RUNS, "`dispatcher run` starts one.")
+            return Finding("wrong" if must_run else "ok", "worker", _NONE_RUNS, _STARTS_ONE)
         except DispatcherError as error:
             return Finding("wrong", "worker", f"runs, but: {error.message}", error.hint)
     return _ALIVE
@@ -125,12 +180,10 @@ def _holder(store: Path) -> int | None:
     return holder
 
 
-def _store(settings: Settings, document: dict[str, Any]) -> Iterator[Finding]:
+def _file(settings: Settings, document: dict[str, Any]) -> Iterator[Finding]:
     path = settings.store_path
     if not path.exists():
-        yield Finding(
-            "look", "store", f"there is none yet at {path.absolute()}", "The first `run` or `publish` makes it."
-        )
+        yield Finding("look", "store", f"there is none yet at {path.absolute()}", _MAKES_ONE)
         return
     from dispatcher.store.examination import examine, sqlite_verdict  # noqa: PLC0415 - see main
     from dispatcher.store.reading import open_reader  # noqa: PLC0415
@@ -139,7 +192,7 @@ def _store(settings: Settings, document: dict[str, Any]) -> Iterator[Finding]:
         with open_reader(path) as connection:
             found = examine(connection, check_integrity=True)
     except StoreUnusable as error:
-        yield Finding("wrong", "store", error.message, error.hint)
+        yield Finding("wrong", "store", error.message.rstrip("."), error.hint)
         return
     document["counts"] = _counts_document(found)
     size = sum(part.stat().st_size for part in (path, Path(f"{path}-wal")) if part.exists())
@@ -229,11 +282,14 @@ def _outbox(found: Examination, *, has_broker: bool) -> Iterator[Finding]:
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
-    folder = settings.store_path.absolute().parent
+    """Look for room where the store is; where it is on a server, where a worker notes what it has in hand."""
+    of_file = settings.store_kind == "sqlite"
+    folder = settings.store_path.absolute().parent if of_file else settings.state.absolute()
     try:
         free_mb = shutil.disk_usage(folder).free // 2**20
     except OSError as error:
-        yield Finding("wrong", "disk", f"{folder}: {error.strerror or error}", "The folder of the store must exist.")
+        hint = "The folder of the store must exist." if of_file else "DISPATCHER_STATE must name a folder."
+        yield Finding("wrong", "disk", f"{folder}: {error.strerror or error}", hint)
         return
     if free_mb < settings.min_free_mb:
         told = f"{free_mb} MB free in {folder}, less than min_free_mb ({settings.min_free_mb}): nothing is taken in"
@@ -284,9 +340,7 @@ def _plan(settings: Settings, plan: Plan, queued: Mapping[str, int]) -> Iterator
         yield Finding("look", "texts", told, "Name a gateway under `senders:` to have texts delivered.")
 
 
-def _broker(
-    settings: Settings, document: dict[str, Any], plan: Plan | None, *, worker_runs: bool | None
-) -> Iterator[Finding]:
+def _broker(settings: Settings, document: dict[str, Any], plan: Plan | None, work: _AtWork) -> Iterator[Finding]:
     from dispatcher.cli.broker import broker_findings, report_findings, transport_findings  # noqa: PLC0415 - see main
     from dispatcher.senders.vumi import VumiSender  # noqa: PLC0415
     from dispatcher.sources.amqp.inspection import inspect_broker  # noqa: PLC0415
@@ -297,9 +351,9 @@ def _broker(
     reports = dict.fromkeys(f"{sender.transport_name}.event" for sender in vumi if sender.reports)
     seen = inspect_broker(settings, list(transports), list(reports))
     document["broker"] = {"url": settings.amqp_url_shown, **asdict(seen)}
-    yield from broker_findings(settings, seen, worker_runs=worker_runs)
+    yield from broker_findings(settings, seen, worker_runs=work.runs, workers=work.workers)
     yield from transport_findings(seen.others)
-    yield from report_findings(settings, seen.reports, worker_runs=worker_runs)
+    yield from report_findings(settings, seen.reports, worker_runs=work.runs, workers=work.workers)
 
 
 def _keeps(sender: Sender) -> bool:

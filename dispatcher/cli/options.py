@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="The store, sqlite:///FILE.", show_default=False),
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="The store: sqlite:///FILE, or postgresql://USER@HOST/DATABASE.",
+        show_default=False,
+    ),
 ]
 RulebookOption = Annotated[
     str | None,

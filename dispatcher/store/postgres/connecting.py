@@ -23,6 +23,7 @@ _GRANTS: Final = "Have its owner GRANT the rights to this user, or use the user 
 _SAID: Final = (
     (r'database "[^"]*" does not exist', "`createdb` makes it; the tables in it are made by the dispatcher."),
     (r"password authentication failed|no password supplied|empty password", _CREDENTIALS),
+    (r'relation "[^"]*" does not exist', "`dispatcher migrate` makes what is missing."),
     (r'role "[^"]*" does not exist', "Mend the user in the URL: postgresql://USER:PASSWORD@HOST/DATABASE."),
     (r"no pg_hba\.conf entry|pg_hba\.conf rejects", "The server's pg_hba.conf must let this user in from here."),
     (r"too many clients|remaining connection slots|too many connections",
@@ -35,7 +36,7 @@ _SAID: Final = (
     (r"statement timeout", "Ask for less at once: narrow the list by --since, or take a smaller --limit."),
     (r"lock timeout", "A migration or the removal of old days is under way: try again."),
 )  # fmt: skip
-_OTHERWISE: Final = "A server must run there and take connections from here: `dispatcher doctor` tells what it says."
+_OTHERWISE: Final = "Is a server there, and does it take connections from here?"
 
 
 def connect(url: str, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 
-from dispatcher.cli import doctor
+from dispatcher.cli import database, doctor
+from dispatcher.engine.records import as_text
+from dispatcher.store.postgres import migrate
 from dispatcher.store.sqlite.lock import socket_path
 from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.worker.control import ControlServer
@@ -143,3 +148,98 @@ def test_a_process_that_holds_the_store_without_listening_is_named(dispatcher, h
     store.close()
     assert said.code == 0
     assert finding(said, "worker")["level"] == "look"
+
+
+# A store in PostgreSQL.
+
+
+@pytest.fixture
+def shared(postgres, monkeypatch):
+    """A store in a database, and what writes to it."""
+    migrate.upgrade(postgres)
+    monkeypatch.setenv("DISPATCHER_STORE", postgres)
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        yield connection
+
+
+def join(connection, name, host, seen_ago):
+    seen = datetime.now(UTC) - timedelta(seconds=seen_ago)
+    connection.execute(
+        "INSERT INTO workers (name, host, pid, started_at, seen_at) VALUES (%s, %s, 7, %s, %s)",
+        (name, host, as_text(seen), as_text(seen)),
+    )
+
+
+def test_before_the_first_run_a_database_is_only_worth_a_look(dispatcher, postgres, monkeypatch):
+    monkeypatch.setenv("DISPATCHER_STORE", postgres)
+    said = dispatcher("doctor", "--json")
+    assert said.code == 0
+    assert finding(said, "store")["level"] == "look"
+    assert "there is none yet" in finding(said, "store")["message"]
+
+
+def test_a_store_in_a_database_is_counted_and_its_server_examined(dispatcher, shared):
+    join(shared, "north", "elsewhere", 1)
+    join(shared, "south", "elsewhere", 3600)
+    said = dispatcher("doctor", "--json")
+    assert said.document["store"]["server_version"] == shared.info.parameter_status("server_version")
+    assert [worker["name"] for worker in said.document["store"]["workers"]] == ["north", "south"]
+    told = [found["message"] for found in said.document["findings"] if found["area"] == "worker"]
+    assert told[0].startswith("1 alive: north (elsewhere, pid 7, seen ")
+    assert told[1].startswith("silent for too long: south (elsewhere, pid 7, seen 60 min ago)")
+    assert finding(said, "partitions")["level"] == "ok"
+    assert finding(said, "connections")["level"] == "ok"
+    assert finding(said, "clock")["level"] == "ok"
+    assert said.document["counts"]["events"] == {}
+
+
+def test_a_server_that_loses_commits_in_a_crash_is_wrong(dispatcher, shared):
+    (fsync,) = shared.execute("SHOW fsync").fetchone()
+    said = dispatcher("doctor", "--json")
+    # The tests' own server is such a one.
+    assert finding(said, "server")["level"] == ("wrong" if fsync == "off" else "ok")
+    assert ("fsync off" in finding(said, "server")["message"]) is (fsync == "off")
+    assert said.code == (1 if fsync == "off" else 0)
+
+
+def test_days_without_a_partition_are_wrong(dispatcher, shared):
+    for (name,) in shared.execute("SELECT relname FROM pg_class WHERE relname LIKE 'steps\\_p%' AND relkind = 'r'"):
+        shared.execute(f"DROP TABLE {name}")
+    found = finding(dispatcher("doctor", "--json"), "partitions")
+    assert found["level"] == "wrong"
+    assert found["message"].count("steps_p") == 2
+    assert "events_p" not in found["message"]
+
+
+def test_a_transaction_that_somebody_left_open_is_told(dispatcher, shared, postgres, monkeypatch):
+    monkeypatch.setattr(database, "_LONG_IDLE_SECONDS", 0)
+    with psycopg.connect(postgres) as other:
+        other.execute("SELECT 1")
+        said = dispatcher("doctor", "--json")
+    assert "has been idle for" in finding(said, "transactions")["message"]
+
+
+def test_a_health_check_wants_a_worker_on_its_own_machine(dispatcher, shared):
+    join(shared, "north", "elsewhere", 1)
+    said = dispatcher("doctor", "--quick")
+    assert said.code == 1
+    assert "none runs on this machine" in said.out
+    join(shared, "south", socket.gethostname(), 61)
+    assert dispatcher("doctor", "--quick").code == 1
+    join(shared, "here", socket.gethostname(), 1)
+    said = dispatcher("doctor", "--quick")
+    assert (said.code, said.out.split()[:3]) == (0, ["ok", "worker", "here"])
+
+
+@pytest.mark.parametrize("arguments", [["--json"], ["--json", "--quick"]])
+def test_a_server_that_cannot_be_reached_is_wrong_and_no_password_is_shown(dispatcher, arguments):
+    said = dispatcher("doctor", *arguments, "--store", "postgresql://me:s3cret@127.0.0.1:1/db")
+    assert said.code == 1
+    assert finding(said, "store")["message"].startswith("the store postgresql://me:***@127.0.0.1:1/db cannot be used")
+    assert "s3cret" not in said.out + said.err
+
+
+def test_where_a_worker_keeps_its_notes_there_must_be_room(dispatcher, shared, monkeypatch):
+    monkeypatch.setenv("DISPATCHER_STATE", "nowhere")
+    found = finding(dispatcher("doctor", "--json"), "disk")
+    assert (found["level"], found["hint"]) == ("wrong", "DISPATCHER_STATE must name a folder.")
