@@ -193,6 +193,8 @@ outbox = Table(
 )
 _partial("outbox_due", outbox.c.lane, outbox.c.not_before, where=outbox.c.state == text("'ready'"))
 _partial("outbox_held", outbox.c.run_id, where=outbox.c.state == text("'held'"))
+# Workers look every few seconds for what a dead one left, however much waits; the one of a file looks when it starts.
+_partial("outbox_sending", outbox.c.lease_token, where=outbox.c.state == text("'sending'")).ddl_if(dialect="postgresql")
 
 # Deliveries without an id whose ack the broker may not have got: should it bring one again, it is known by its body
 # and by its place among the others.
@@ -211,6 +213,9 @@ unacked = Table(
     Column("received_on", Text, nullable=False),
     sqlite_with_rowid=False,
 )
+
+# Workers that share a queue look for each delivery that comes again; the one of a file walks along in their order.
+Index("unacked_by_body", unacked.c.body_hash).ddl_if(dialect="postgresql")
 
 dead_letters = Table(
     "dead_letters",
