@@ -14,8 +14,9 @@ from dispatcher.engine.counts import MOST_KEYS, Counts
 from dispatcher.errors import StoreUnusable
 from dispatcher.store.gauges import Gauges
 from dispatcher.testing import FrozenClock
-from dispatcher.worker.health import Snapshot
+from dispatcher.worker.health import Pulse, Snapshot
 from dispatcher.worker.metrics import Metrics, Sources
+from dispatcher.worker.overview import Overview
 from tests.unit.worker.test_health import HEALTHY, NOW, Consumer, Exchange, Link, Publisher, Queue
 
 GAUGES = Gauges(
@@ -319,6 +320,7 @@ def test_every_metric_is_in_the_manual_and_every_metric_of_the_manual_is_here(wo
     world.totals.observe("send_sms", 0.2)
     world.snapshot = HEALTHY
     rendered = world.metrics.render().decode()
+    rendered += Overview((), Path, Pulse(world.clock)).metrics().decode()
     ours = {line.split()[2] for line in rendered.splitlines() if line.startswith("# TYPE dispatcher_")}
 
     manual = (Path(__file__).parents[3] / "docs" / "monitoring.md").read_text("utf-8")
