@@ -69,6 +69,11 @@ class SqlitePlace:
         cursor = self._store.connection.execute(statement, values)
         return [column[0] for column in cursor.description or ()], cursor.fetchall()
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the store has a transaction open."""
+        return bool(self._store.connection.in_transaction)
+
     def close(self) -> None:
         """Let go of the store."""
         if self._store is not None:
@@ -154,6 +159,11 @@ class PostgresPlace:
         ours = statement.replace("%", "%%").replace("?", "%s") if values else statement
         cursor = self.connection.execute(ours, values or None)
         return ([column.name for column in cursor.description], cursor.fetchall()) if cursor.description else ([], [])
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the store has a transaction open."""
+        return bool(self._store.connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE)
 
     def close(self) -> None:
         """Let go of the store."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dispatcher import Done, Publish
-from dispatcher.engine.records import as_text
-from dispatcher.store.sqlite.outbox import settle_held
+from dispatcher.engine.records import Changes, as_text
 
 RULES = """
 chains:
@@ -44,6 +43,14 @@ class Box:
             result = act(transaction.outbox)
             transaction.commit()
         return result
+
+    def report(self, *message_ids):
+        """Flush what a batch does that a transport has reported something to, which moves no text."""
+        changes = Changes()
+        changes.message_states += [(None, None, None, message_id) for message_id in message_ids]
+        with self.store.transaction() as transaction:
+            transaction.flush(changes)
+            transaction.commit()
 
     @property
     def now(self):
@@ -174,10 +181,7 @@ def test_report_ends_the_hold_of_its_text_only(outbox):
     now = outbox.world.clock.now()
     first, second = outbox.claimed()
     outbox.act(lambda outbox: [outbox.hold(row, "lost", now) for row in (first, second)])
-    with outbox.store.transaction() as transaction:
-        settle_held(outbox.store.connection, first.message_id)
-        settle_held(outbox.store.connection, "0" * 32)
-        transaction.commit()
+    outbox.report(first.message_id, "0" * 32)
     assert [(row["message_id"], row["state"]) for row in outbox.rows("outbox")] == [(second.message_id, "held")]
     assert dict(outbox.rows("runs", "run_id", "state")) == {first.run_id: "done", second.run_id: "held"}
     assert dict(outbox.rows("dead_letters", "run_id", "state")) == {first.run_id: "replayed", second.run_id: "open"}
@@ -189,15 +193,11 @@ def test_run_is_held_until_the_last_of_its_texts_is_reported_on(outbox):
     rows = outbox.due() + outbox.due("")
     outbox.act(lambda outbox: [outbox.hold(row, "lost", now) for row in rows])
     text, other = rows
-    with outbox.store.transaction() as transaction:
-        settle_held(outbox.store.connection, text.message_id)
-        transaction.commit()
+    outbox.report(text.message_id)
     assert outbox.states("runs") == ["held"]
     letters = {row["detail"].partition(":")[0]: row["state"] for row in outbox.rows("dead_letters")}
     assert letters == {"step text": "replayed", "step tell": "open"}
-    with outbox.store.transaction() as transaction:
-        settle_held(outbox.store.connection, other.message_id)
-        transaction.commit()
+    outbox.report(other.message_id)
     assert outbox.states("runs") == ["done"]
     assert outbox.states("dead_letters") == ["replayed", "replayed"]
 
