@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic_core import to_json
 
 from dispatcher.engine.records import Changes, StoredEvent, as_text
-from dispatcher.engine.redelivery import Walk, find_repetition, remember
+from dispatcher.engine.redelivery import Walk, find_repetition, remember, take_turns
 from dispatcher.engine.unit import Overlay
 from dispatcher.events.event import Event
 from dispatcher.events.identity import canonical_hash, uuid7
@@ -67,6 +67,7 @@ class Intake:
         """Return a receipt for each delivery, in order; rows for what is new or refused go into the changes."""
         opened = [(delivery, self._open(delivery)) for delivery in deliveries]
         overlay.walks, overlay.opened = self._walks, opened
+        take_turns(overlay)
         known = overlay.reads.known_events(
             [
                 (envelope.account_key, envelope.event_id)

@@ -31,6 +31,14 @@ class Reads(Protocol):
         """
         ...
 
+    def take_turns(self, queues: Mapping[str, bool]) -> None:
+        """Order the transaction among those that take in deliveries without an id from these queues, until it ends.
+
+        For stores that are shared. True stands beside the queues of which some come again: what another transaction is
+        about to remember of these is on record when this returns, and none remembers more before this one ends.
+        """
+        ...
+
     def repeated(self, queue: str, epoch: str, digest: bytes) -> Remembered | None:
         """Take away and return a remembered delivery of this queue, with this digest, of a channel that has ended.
 

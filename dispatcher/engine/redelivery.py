@@ -147,6 +147,22 @@ class Walk:
         return None
 
 
+def take_turns(overlay: Overlay) -> None:
+    """See to it that what a batch of another worker is about to remember is not taken for new by this one.
+
+    A broker notices the end of a connection at once, and hands out again what came on it while the commit of that very
+    batch may still be on its way to the disk. So a batch to which anything comes again waits for all that is under way.
+    """
+    if overlay.reads.shared:
+        queues: dict[str, bool] = {}
+        for delivery, envelope in overlay.opened:
+            if delivery.epoch is None or delivery.queue is None:
+                continue
+            if isinstance(envelope, Refusal) or envelope.event_id is None:
+                queues[delivery.queue] = queues.get(delivery.queue, False) or delivery.redelivered
+        overlay.reads.take_turns(queues)
+
+
 def find_repetition(overlay: Overlay, delivery: Delivery) -> Remembered | None:
     """Say of a delivery without an id whether the broker brings it again: return what it was then; None, it is new.
 

@@ -160,6 +160,10 @@ DELETE_SUPPRESSION = "DELETE FROM suppressions WHERE number_hash = %s"
 # Reading, within the batch's transaction.
 LOCK_CONTACTS = "SELECT pg_advisory_xact_lock(k) FROM unnest(%s::bigint[]) k"
 TRY_CONTACTS = "SELECT k FROM unnest(%s::bigint[]) k WHERE NOT pg_try_advisory_xact_lock(k)"
+# The first half of the key of a queue's advisory lock; the other one is of its name.
+QUEUES = 0x64697175
+LOCK_QUEUE = "SELECT pg_advisory_xact_lock(%s, hashtext(%s))"
+SHARE_QUEUE = "SELECT pg_advisory_xact_lock_shared(%s, hashtext(%s))"
 KNOWN_EVENTS = "SELECT event_id, body_hash FROM event_ids WHERE account_key = %s AND event_id = ANY(%s)"
 CONTACTS = f"SELECT {_names(CONTACT_COLUMNS)} FROM contacts WHERE account_key = %s AND msisdn = ANY(%s)"  # noqa: S608
 CONTACT_NUMBER = "SELECT msisdn FROM contacts WHERE account_key = %s AND contact_key = %s"

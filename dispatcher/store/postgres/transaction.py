@@ -8,7 +8,7 @@ them is read, for there may be no row yet. So two workers never wait for each ot
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
@@ -62,6 +62,11 @@ class PostgresTransaction:
             return set()
         self._has_locked = True
         return {locks[row[0]] for row in self._execute(sql.TRY_CONTACTS, (ordered,))}
+
+    def take_turns(self, queues: Mapping[str, bool]) -> None:
+        # Before any other lock that is waited for, and in one order: so nobody waits in a circle.
+        for queue, again in sorted(queues.items()):
+            self._execute(sql.LOCK_QUEUE if again else sql.SHARE_QUEUE, (sql.QUEUES, queue))
 
     def repeated(self, queue: str, epoch: str, digest: bytes) -> Remembered | None:
         row = self._one(sql.REPEATED, (queue, epoch, digest))

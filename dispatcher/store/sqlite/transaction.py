@@ -6,7 +6,7 @@ A probe by primary key costs a microsecond here, so bulk means a loop; the flush
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,9 @@ class SqliteTransaction:
 
     def lock_contacts(self, keys: Iterable[Key]) -> set[Key]:
         return set()
+
+    def take_turns(self, queues: Mapping[str, bool]) -> None:
+        pass
 
     def repeated(self, queue: str, epoch: str, digest: bytes) -> Remembered | None:
         raise AssertionError("a queue that one worker consumes brings its deliveries again in their order")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 
 from dispatcher.errors import Contended
+from dispatcher.store.postgres.store import PostgresStore
+from tests.harness.waiting import wait_until
+from tests.unit.engine.conftest import World
 from tests.unit.engine.test_redelivery import (
     RULES,
     bring,
@@ -189,3 +193,70 @@ def test_event_with_an_id_is_known_by_it_and_waits_for_no_channel(world, bring, 
     assert bring(brought(vote(event_id="x"), "e1", 1)) == ["stored"]
     assert unacked(world) == []
     assert bring(brought(vote(event_id="x"), "e2", 1, again=True)) == ["duplicate"]
+
+
+# Two workers at the same time.
+
+
+@pytest.fixture
+def other(world, tmp_path, registry):
+    """Another worker of the same store."""
+
+    class Elsewhere:
+        clock = world.clock
+
+        def open(self):
+            return PostgresStore.open(world.place.url)
+
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = World(folder, registry, Elsewhere())
+    yield other.rules(RULES)
+    other.store.close()
+
+
+def test_what_another_worker_is_about_to_commit_is_waited_for(world, bring, other):
+    """It died or lost its connection in the middle of the commit: the broker hands out again at once what it had."""
+    with ThreadPoolExecutor() as threads, world.store.transaction() as transaction:
+        batch = world.engine.begin(transaction)
+        batch.admit([brought(vote(), "e1", 1)])
+        again = threads.submit(other.turn, [brought(vote(), "e2", 1, again=True)])
+        wait_until(lambda: again.done() or is_waited_for(world), "the other worker to wait")
+        batch.advance()
+        transaction.flush(batch.overlay.changes)
+        transaction.commit()
+        (receipt,) = again.result(timeout=30)
+    assert receipt.kind == "duplicate"
+    assert events(world) == 1
+
+
+def test_what_another_worker_did_not_commit_is_stored(world, bring, other):
+    with ThreadPoolExecutor() as threads:
+        with world.store.transaction() as transaction:
+            batch = world.engine.begin(transaction)
+            batch.admit([brought(vote(), "e1", 1)])
+            again = threads.submit(other.turn, [brought(vote(), "e2", 1, again=True)])
+            wait_until(lambda: again.done() or is_waited_for(world), "the other worker to wait")
+        (receipt,) = again.result(timeout=30)
+    assert receipt.kind == "stored"
+    assert events(world) == 1
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        brought(vote(), "e2", 1),
+        brought(vote(), "e2", 1, again=True, queue="other"),
+        brought(vote(event_id="x"), "e2", 1, again=True),
+    ],
+    ids=["first", "other queue", "with an id"],
+)
+def test_nobody_waits_for_another_worker_otherwise(world, bring, other, theirs):
+    with world.store.transaction() as transaction:
+        batch = world.engine.begin(transaction)
+        batch.admit([brought(vote(), "e1", 1)])
+        assert [receipt.kind for receipt in other.turn([theirs], intake=False)] == ["stored"]
+
+
+def is_waited_for(world):
+    return bool(world.sql("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
