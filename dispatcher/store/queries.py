@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -30,7 +30,7 @@ from dispatcher.store.lookup import (
 
 Row = dict[str, Any]
 
-# How many rows are fetched at once, so that a list of everything needs no more memory than a page of it.
+# How many rows of a list are fetched at once.
 _PAGE = 500
 _INNER = frozenset({"seq", "event_seq", "run_seq", "lane", "owner", "received_on"})
 
@@ -140,7 +140,8 @@ def show_run(connection: Connection, text: str) -> Row:
     """Tell all of one run: every attempt of its steps, its messages, its dead letters."""
     run_id = find_run(connection, text)
     table = schema.runs
-    row = next(_rows(connection, select(table).where(table.c.run_id == run_id)))
+    row = _first(connection, select(table).where(table.c.run_id == run_id))
+    assert row is not None
     dead = schema.dead_letters
     return {
         **_run_with_steps(connection, row),
@@ -160,13 +161,14 @@ def show_dead_letter(connection: Connection, text: str) -> Row:
     """Tell all of one dead letter, with its event and its run where it has them."""
     dead_id = find_dead_letter(connection, text)
     table = schema.dead_letters
-    row = next(_rows(connection, select(table).where(table.c.dead_id == dead_id)))
+    row = _first(connection, select(table).where(table.c.dead_id == dead_id))
+    assert row is not None
     events, runs = schema.events, schema.runs
     event: list[Row] = []
     if row["kind"] != "delivery":
         same = [events.c.event_id == row["event_id"], events.c.account_key == row["account_key"]]
         event = _all(connection, events, same, _event)
-    run = next(_rows(connection, select(runs).where(runs.c.run_id == row["run_id"])), None)
+    run = _first(connection, select(runs).where(runs.c.run_id == row["run_id"]))
     return {
         **_dead_letter(row),
         "event": event[0] if event else None,
@@ -222,7 +224,7 @@ def _event_story(connection: Connection, ref: EventRef) -> Row:
     ]  # fmt: skip
     return {
         **event,
-        "runs": [_run_with_steps(connection, row) for row in list(_rows(connection, of_event))],
+        "runs": [_run_with_steps(connection, row) for row in _rows(connection, of_event)],
         "messages": _all(connection, texts, sent, _message),
         "dead_letters": _all(
             connection,
@@ -335,7 +337,8 @@ def _listing(
         statement = statement.where(table.c.seq.in_(newest))
     else:
         statement = statement.where(*conditions)
-    rows = _rows(connection, statement.order_by(table.c.seq))
+    # In portions, so that a list of everything needs no more memory than one of them.
+    rows = _rows(connection, statement.order_by(table.c.seq).execution_options(yield_per=_PAGE))
     return Listing((read(row) for row in rows), total)
 
 
@@ -346,5 +349,13 @@ def _all(
 
 
 def _rows(connection: Connection, statement: Select[Any]) -> Iterator[Row]:
-    for row in connection.execute(statement.execution_options(yield_per=_PAGE)).mappings():
-        yield {str(name): value for name, value in row.items()}
+    return map(_named, connection.execute(statement).mappings())
+
+
+def _first(connection: Connection, statement: Select[Any]) -> Row | None:
+    row = connection.execute(statement).mappings().first()
+    return None if row is None else _named(row)
+
+
+def _named(row: Mapping[Any, Any]) -> Row:
+    return {str(name): value for name, value in row.items()}

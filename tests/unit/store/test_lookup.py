@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import psycopg
 import pytest
 from sqlalchemy import create_engine, insert
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from dispatcher.errors import NotFound, NotPossible
+from dispatcher.events.identity import to_hex, uuid7
 from dispatcher.store import schema
 from dispatcher.store.lookup import find_contact, find_event, find_message, find_run
+from dispatcher.testing import FrozenClock
 
 RUN = "0193a1b2-0000-7000-8000-00000000{}"
 
 
-@pytest.fixture
-def connection():
-    engine = create_engine("sqlite://", poolclass=StaticPool)
-    schema.metadata.create_all(engine)
+# A day that the database of the tests has partitions of.
+DAY = FrozenClock().now().date().isoformat()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def connection(request):
+    if request.param == "sqlite":
+        engine = create_engine("sqlite://", poolclass=StaticPool)
+        schema.metadata.create_all(engine)
+    else:
+        url = request.getfixturevalue("postgres_place").url
+        engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(url), poolclass=NullPool)
     with engine.connect() as opened:
         yield opened
     engine.dispose()
@@ -26,7 +39,7 @@ def add_events(connection, *keys):
     for seq, (account, event_id) in enumerate(keys, 1):
         connection.execute(
             insert(schema.event_ids).values(
-                account_key=account, event_id=event_id, event_seq=seq, body_hash=b"", received_on="2026-01-01"
+                account_key=account, event_id=event_id, event_seq=seq, body_hash=b"", received_on=DAY
             )
         )
 
@@ -36,7 +49,7 @@ def add_runs(connection, *run_ids):
         connection.execute(
             insert(schema.runs).values(
                 seq=seq, run_id=run_id, event_seq=seq, event_id="e", account_key="a", chain="c", chain_digest="d",
-                generation=1, started_at="", received_on="", state="done", position=0, attempt=1, lane="",
+                generation=1, started_at="", received_on=DAY, state="done", position=0, attempt=1, lane="",
             )
         )  # fmt: skip
 
@@ -47,6 +60,17 @@ def add_contacts(connection, *contacts):
             insert(schema.contacts).values(
                 contact_key=key, account_key=account, msisdn=msisdn, groups="[]", subscription="{}", extra="{}",
                 created_at="", updated_at="",
+            )
+        )  # fmt: skip
+
+
+def add_messages(connection, *message_ids):
+    for seq, message_id in enumerate(message_ids, 1):
+        connection.execute(
+            insert(schema.messages).values(
+                seq=seq, message_id=message_id, account_key="a", to_addr="+27821234567", content="hi", segments=1,
+                encoding="GSM-7", sender="default", state="queued", event_id="e", run_id="r", step="s", at="",
+                received_on=DAY,
             )
         )  # fmt: skip
 
@@ -145,3 +169,28 @@ def test_a_few_digits_name_nobody(connection):
     add_contacts(connection, ("a", "+27821234567", "k1"))
     with pytest.raises(NotFound):
         find_contact(connection, "4567")
+
+
+def test_upper_and_lower_case_are_told_apart_in_a_beginning_and_not_in_an_end(connection):
+    add_events(connection, ("a", "Vote-one"), ("a", "vote-two"))
+    assert find_event(connection, "vote").event_id == "vote-two"
+    assert find_event(connection, "E-ONE").event_id == "Vote-one"
+
+
+def test_ids_beyond_ascii_are_found_by_their_beginning(connection):
+    add_events(connection, ("a", "Z\u00eb-1"), ("a", "\U0010fffe-2"), ("a", "zz"))
+    assert find_event(connection, "Z\u00eb").event_id == "Z\u00eb-1"
+    assert find_event(connection, "\U0010fffe").event_id == "\U0010fffe-2"
+
+
+def test_a_message_is_found_by_the_whole_and_by_parts_of_an_id_that_bears_its_day(connection):
+    now = FrozenClock().now()
+    first, second = (to_hex(uuid7(int(now.timestamp() * 1000))) for _ in range(2))
+    add_messages(connection, first, second)
+    assert find_message(connection, first) == first
+    assert find_message(connection, second[-8:]) == second
+    with pytest.raises(NotPossible):
+        find_message(connection, first[:8])
+    other_day = to_hex(uuid7(int((now - timedelta(days=2)).timestamp() * 1000)))
+    with pytest.raises(NotFound):
+        find_message(connection, other_day)

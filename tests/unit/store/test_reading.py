@@ -8,11 +8,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from sqlalchemy import delete, exc, func, select
 
 from dispatcher.errors import NotFound, StoreUnusable
+from dispatcher.store.postgres import migrate as postgres_migrate
 from dispatcher.store.reading import open_reader
 from dispatcher.store.schema import facts
 from dispatcher.store.sqlite.store import SqliteStore
@@ -205,3 +208,119 @@ def test_somebody_elses_database_is_refused(tmp_path):
 def test_what_is_no_text_names_nothing(path):
     with pytest.raises(NotFound, match="not valid text"), open_reader(path) as connection:
         connection.execute(select(facts).where(facts.c.name == "\udcff")).all()
+
+
+# A store in PostgreSQL.
+
+
+def insert_fact(connection, name):
+    connection.execute("INSERT INTO facts (name, value) VALUES (%s, '')", (name,))
+
+
+def test_database_is_read_while_others_write_and_shows_one_moment(postgres):
+    postgres_migrate.upgrade(postgres)
+    with psycopg.connect(postgres, autocommit=True) as writer, open_reader(postgres) as connection:
+        before = count(connection)
+        insert_fact(writer, "a")
+        assert count(connection) == before
+    with open_reader(postgres) as connection:
+        assert count(connection) == before + 1
+
+
+def test_reader_of_a_database_cannot_write(postgres):
+    postgres_migrate.upgrade(postgres)
+    with pytest.raises(StoreUnusable, match="read-only transaction"), open_reader(postgres) as connection:
+        connection.execute(delete(facts))
+    with open_reader(postgres) as connection:
+        assert count(connection) == 2
+
+
+def test_reader_says_who_it_is(postgres):
+    postgres_migrate.upgrade(postgres)
+    with open_reader(postgres) as connection:
+        name = connection.exec_driver_sql("SELECT current_setting('application_name')").scalar()
+    assert name == "dispatcher"
+
+
+def test_database_without_a_store_is_told_and_none_made(postgres):
+    with pytest.raises(StoreUnusable, match="there is no store in postgresql://") as caught:
+        open_reader(postgres).__enter__()
+    assert "`dispatcher run` or `dispatcher publish` makes one" in caught.value.hint
+    with psycopg.connect(postgres) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [("alembic_version (version_num text)", "holds another program's tables"), ("t (x int)", "there is no store")],
+)
+def test_another_programs_database_is_refused(postgres, table, said):
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE TABLE {table}")
+    with pytest.raises(StoreUnusable, match=said):
+        open_reader(postgres).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("version", "said"), [("9999", "newer than this version knows"), ("0002", "schema of an earlier version")]
+)
+def test_database_of_another_version_is_refused(postgres, version, said):
+    postgres_migrate.upgrade(postgres)
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = %s", (version,))
+    with pytest.raises(StoreUnusable, match=said):
+        open_reader(postgres).__enter__()
+
+
+def test_user_without_rights_is_told_what_to_do(postgres):
+    postgres_migrate.upgrade(postgres)
+    # As it is for a user who may connect, and no more.
+    url = f"{postgres}{'&' if '?' in postgres else '?'}options=-crole%3Dpg_monitor"
+    with pytest.raises(StoreUnusable, match="permission denied") as caught:
+        open_reader(url).__enter__()
+    assert "GRANT" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "hint"),
+    [
+        ({"path": "/there_is_none"}, 'database "there_is_none" does not exist', "`createdb` makes it"),
+        ({"user": "nobody_here"}, "nobody_here", "Mend "),
+        ({"port": 1}, "Connection refused", "Is a server there"),
+        ({"host": "there.is.none.invalid"}, "resolve host", "Mend the host"),
+        ({"query": "sslmod=require"}, 'invalid URI query parameter: "sslmod"', "Mend the options"),
+    ],
+)
+def test_server_that_cannot_be_reached_is_told_without_the_password(postgres, change, said, hint):
+    parts = urlsplit(postgres)
+    user, host, port = change.get("user", parts.username), change.get("host", parts.hostname), change.get("port")
+    url = (
+        f"postgresql://{user}:s3cret@{host}:{port or parts.port or 5432}{change.get('path', parts.path)}"
+        f"?{change.get('query', '')}"
+    )
+    if "path" in change:  # this one gets as far as the server's own password
+        url = url.replace("s3cret", parts.password or "s3cret")
+    with pytest.raises(StoreUnusable) as caught:
+        open_reader(url.rstrip("?")).__enter__()
+    assert said in caught.value.message
+    assert caught.value.hint.startswith(hint)
+    assert f"{user}:***@{host}" in caught.value.message
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["\udcff", "a\0b"])
+def test_what_is_no_text_names_nothing_in_a_database(postgres, text):
+    postgres_migrate.upgrade(postgres)
+    with pytest.raises(NotFound, match="not valid text"), open_reader(postgres) as connection:
+        connection.execute(select(facts).where(facts.c.name == text)).all()
+
+
+def test_store_in_a_schema_of_its_own_is_read(postgres):
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA survey")
+    url = f"{postgres}{'&' if '?' in postgres else '?'}options=-csearch_path%3Dsurvey"
+    postgres_migrate.upgrade(url)
+    with open_reader(url) as connection:
+        assert count(connection) == 2
+    with pytest.raises(StoreUnusable, match="there is no store"):
+        open_reader(postgres).__enter__()
