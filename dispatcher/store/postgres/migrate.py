@@ -45,6 +45,12 @@ SELECT EXISTS (
     )
 )
 """
+# Alembic would take a store in a later schema of the search_path for this one. Limits that somebody has set for the
+# queries of this user are not meant for a migration.
+_BY_ITSELF: Final = """
+SELECT set_config('search_path', quote_ident(current_schema()), true), set_config('lock_timeout', '0', true),
+       set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '0', true)
+"""
 
 
 def version_at(url: str) -> str | None:
@@ -126,17 +132,14 @@ def _bring_forward(connection: psycopg.Connection[Any], url: str) -> list[str]:
     from sqlalchemy import create_engine, exc  # noqa: PLC0415 - dear to import, and seldom needed
     from sqlalchemy.pool import StaticPool  # noqa: PLC0415
 
-    # The limits that somebody may have set for this user's queries are not meant for this.
-    connection.execute("SET lock_timeout = 0; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0")
     connection.autocommit = False
     engine = create_engine(
         "postgresql+psycopg://", creator=lambda: connection, poolclass=StaticPool, use_native_hstore=False
     )
     try:
         with engine.begin() as adopted:
+            connection.execute(_BY_ITSELF)
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-            # Alembic would take a store in a later schema of the search_path for this one.
-            connection.execute("SELECT set_config('search_path', quote_ident(current_schema()), true)")
             # Another process may have migrated while this one waited.
             before = _schema_version(connection, url)
             refuse_newer(before)
