@@ -68,6 +68,6 @@ def run(
         from dispatcher.worker.supervisor import supervise  # noqa: PLC0415
 
         raise typer.Exit(supervise(settings, drain=drain))
-    from dispatcher.worker.loop import run_worker  # noqa: PLC0415
+    from dispatcher.worker.start import run_worker  # noqa: PLC0415
 
     raise typer.Exit(run_worker(settings, drain=drain, lifeline=int(lifeline) if lifeline else None))

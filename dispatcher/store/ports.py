@@ -105,6 +105,14 @@ class Transaction(Reads, Protocol):
         """Return the runs of one event whose call was under way in a worker that is gone."""
         ...
 
+    def still_new(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+        """Return those of the events, taken by a transaction that was rolled back, that nobody has taken since."""
+        ...
+
+    def still_there(self, runs: Sequence[RunRow]) -> Sequence[RunRow]:
+        """Return those of the runs, taken by a transaction that was rolled back, that nobody has moved since."""
+        ...
+
     def runs(self, keys: Iterable[RunKey]) -> list[RunRow]:
         """Return these runs with their events and the journal of their steps."""
         ...

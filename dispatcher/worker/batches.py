@@ -5,7 +5,10 @@ The order is the guarantee: nothing is acknowledged and no call starts before th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dispatcher import failpoints
@@ -15,11 +18,10 @@ from dispatcher.engine.call import CallReturn
 from dispatcher.engine.counts import Counts
 from dispatcher.engine.intake import Receipt
 from dispatcher.engine.machine import Engine
-from dispatcher.engine.records import OPEN_LANE, Changes, RunRow, as_text
-from dispatcher.errors import DispatcherError, RowsRefused
+from dispatcher.engine.records import OPEN_LANE, Changes, RunKey, RunRow, as_text
+from dispatcher.errors import Contended, DispatcherError, RowsRefused
 from dispatcher.events.identity import uuid7
-from dispatcher.store.sqlite.store import SqliteStore
-from dispatcher.store.sqlite.transaction import SqliteTransaction
+from dispatcher.store.ports import Store, Transaction
 from dispatcher.telemetry import log
 from dispatcher.worker.calls import Calls
 from dispatcher.worker.inbox import Inbox
@@ -33,12 +35,16 @@ if TYPE_CHECKING:
 # much of the budget is planned with: what does not fit after all is written as due, and read again at once.
 _SMOOTHING = 0.2
 _PLANNED = 0.8
+# How long deliveries are left alone, in seconds, when another worker was faster for the second time, and at the most.
+_FIRST_CONTENTION = 0.02
+_LONGEST_CONTENTION = 1.0
+_MOST_ABANDONED = 128
 
 
 class Batches:
     """Runs the batches of one worker over one store."""
 
-    def __init__(self, store: SqliteStore, engine: Engine, calls: Calls, inbox: Inbox, clock: Clock) -> None:
+    def __init__(self, store: Store, engine: Engine, calls: Calls, inbox: Inbox, clock: Clock) -> None:
         self._store = store
         self._engine = engine
         self._calls = calls
@@ -53,6 +59,11 @@ class Batches:
         # Up to where the broker has the acks of each epoch, as far as that is not on record yet.
         self.acked: dict[str, int] = {}
         self._published_last = False
+        # Runs whose call was under way in a worker that is gone, to be settled.
+        self.abandoned: deque[RunKey] = deque()
+        # How often in a row another worker was faster, and until when deliveries are left alone for that.
+        self._contended = 0
+        self._no_deliveries_until = 0.0
 
     @property
     def room(self) -> int:
@@ -105,7 +116,11 @@ class Batches:
                 if done:
                     self.consumer.ack(taken.deliveries[:done])
                 self.consumer.put_back(taken.deliveries[done:])
-            raise
+            if not isinstance(error, Contended) or publishing is not None:
+                raise
+            self._was_contended(error, deliveries=bool(taken.deliveries))
+            return True
+        self._contended = 0
         if not worked and publishing is None:
             return False
         if publishing is not None:
@@ -122,28 +137,61 @@ class Batches:
         """For so long, let no batch advance what it stores: each event is known before it is in hand."""
         self._engine.store_first_until = self._clock.monotonic() + seconds
 
-    def alone(self, work: Work) -> None:
-        """Run a batch with nothing else in it."""
+    def alone(self, take: Callable[[Transaction], Work]) -> bool:
+        """Run a batch with nothing else in it than what `take` takes; False when that is nothing."""
+        while True:
+            work = Work()
+            try:
+                with self._transaction() as transaction:
+                    work = take(transaction)
+                    if work.size:
+                        self._run(transaction, work)
+            except RowsRefused as refused:
+                self._seek_culprit(work, refused, [])
+            except Contended as contended:
+                self._engine.guard.leave()
+                self._was_contended(contended, deliveries=False)
+                continue
+            return bool(work.size)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Transaction]:
+        """Open a transaction of the store; the relay learns of one that was rolled back."""
         try:
             with self._store.transaction() as transaction:
-                self._run(transaction, work)
-        except RowsRefused as refused:
-            self._seek_culprit(work, refused, [])
+                yield transaction
+        except BaseException:
+            if self.relay is not None:
+                self.relay.rolled_back()
+            raise
+
+    def _was_contended(self, contended: Contended, *, deliveries: bool) -> None:
+        """Another worker was faster: what was taken is taken anew. Deliveries wait for a moment, if they are the cause.
+
+        Whoever met another one again and again has work that the other one is at; the rest need not wait for that.
+        """
+        self.totals.contended += 1
+        self._contended += 1
+        log.debug("batch.contended", in_a_row=self._contended, reason=str(contended))
+        if deliveries and self._contended > 1:
+            pause = min(_LONGEST_CONTENTION, _FIRST_CONTENTION * 2.0 ** min(self._contended, 16))
+            self._no_deliveries_until = self._clock.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311
 
     def _take(self, room: int, taken: Taken, returns: Sequence[CallReturn], *, intake: bool, due: bool) -> bool:
         """Run one batch over what was handed in, what the sources bring and what the store has; False for nothing."""
-        work = Work()
+        work, abandoned = Work(), self._next_abandoned() if due else []
         try:
-            with self._store.transaction() as transaction:
+            with self._transaction() as transaction:
                 settled = self._settle(transaction, room, due=due)
                 # Turns by weight: what came back goes first, then half of the room for what is due, a quarter at
                 # least for what is stored as new and for what comes in; what one input leaves free is the next one's.
                 rows = self._due(transaction, max(1, room // 2)) if due else []
                 left = max(room // 4, room - len(returns) - len(rows) - len(taken.deliveries))
                 events = transaction.take_new(left) if intake else []
-                if intake and taken.from_broker and self.consumer is not None:
+                if intake and taken.from_broker and self.consumer is not None and self._may_take:
                     taken.deliveries = self.consumer.take(max(room // 4, left - len(events)))
-                work = Work(taken.deliveries, events, rows, returns)
+                left_behind = self._take_abandoned(transaction, abandoned)
+                work = Work(taken.deliveries, events, rows, returns, left_behind)
                 if work.size:
                     taken.receipts = self._run(transaction, work)
                 elif settled:
@@ -153,16 +201,28 @@ class Batches:
                     self.acked.clear()
                 return bool(work.size or settled)
         except RowsRefused as refused:
-            if self.relay is not None:
-                self.relay.rolled_back()
             self._seek_culprit(work, refused, taken.receipts)
             return True
         except BaseException:
-            if self.relay is not None:
-                self.relay.rolled_back()
+            self.abandoned.extendleft(reversed(abandoned))
             raise
 
-    def _settle(self, transaction: SqliteTransaction, room: int, *, due: bool) -> bool:
+    @property
+    def _may_take(self) -> bool:
+        return not self._no_deliveries_until or self._clock.monotonic() >= self._no_deliveries_until
+
+    def _next_abandoned(self) -> list[RunKey]:
+        return [self.abandoned.popleft() for _ in range(min(_MOST_ABANDONED, len(self.abandoned)))]
+
+    def _take_abandoned(self, transaction: Transaction, keys: Sequence[RunKey]) -> list[RunRow]:
+        """Take runs whose call was under way in a worker that is gone, and is not under way here again by now."""
+        if not keys:
+            return []
+        here = self._calls.runs_under_way
+        rows = transaction.runs(key for key in keys if key[0] not in here)
+        return [row for row in rows if row.values["state"] == "running"]
+
+    def _settle(self, transaction: Transaction, room: int, *, due: bool) -> bool:
         """Record what the broker has told since the last batch, and claim what is due to be handed to it."""
         if self.consumer is not None:
             self.acked.update(self.consumer.surely_acked())
@@ -178,7 +238,7 @@ class Batches:
         if self.relay is not None:
             self.relay.committed()
 
-    def _due(self, transaction: SqliteTransaction, room: int) -> list[RunRow]:
+    def _due(self, transaction: Transaction, room: int) -> list[RunRow]:
         now = as_text(self._clock.now())
         rows: list[RunRow] = []
         # Calls that wait go before runs that may come to a call, or those would take every slot that comes free.
@@ -188,7 +248,7 @@ class Batches:
                 rows += transaction.take_due(lane, now, free)
         return rows + transaction.take_due(OPEN_LANE, now, room)
 
-    def _run(self, transaction: SqliteTransaction, work: Work) -> list[Receipt]:
+    def _run(self, transaction: Transaction, work: Work) -> list[Receipt]:
         began = self._clock.monotonic()
         batch = self._engine.begin(transaction)
         try:
@@ -210,8 +270,6 @@ class Batches:
             transaction.commit()
         except BaseException:
             batch.abandon()
-            if self.relay is not None:
-                self.relay.rolled_back()
             raise
         transaction.flushed(batch.overlay.changes)
         self._after_commit(batch, work)
@@ -243,8 +301,8 @@ class Batches:
             return
         for half in work.halves():
             try:
-                with self._store.transaction() as transaction:
-                    told = self._run(transaction, half)
+                with self._transaction() as transaction:
+                    told = self._run(transaction, _still_there(transaction, half))
             except RowsRefused:
                 self._halve(half, receipts)
             else:
@@ -258,7 +316,10 @@ class Batches:
         detail = "the store refuses what this leads to; the worker's log tells what SQLite says"
         receipts: list[Receipt] = []
         account, event_id, run_id, body = None, None, None, None
-        with self._store.transaction() as transaction:
+        with self._transaction() as transaction:
+            work = _still_there(transaction, work)
+            if not work.size:
+                return receipts  # another worker has it by now
             if work.deliveries:
                 kind, body = "delivery", work.deliveries[0].body
                 receipts.append(Receipt("refused", code="failed", detail=detail))
@@ -289,3 +350,14 @@ class Batches:
             transaction.flush(changes)
             transaction.commit()
         return receipts
+
+
+def _still_there(transaction: Transaction, work: Work) -> Work:
+    """Return what of the work nobody else has taken since the transaction that took it was rolled back."""
+    return Work(
+        work.deliveries,
+        transaction.still_new(work.events),
+        transaction.still_there(work.due),
+        work.returns,
+        transaction.still_there(work.abandoned),
+    )

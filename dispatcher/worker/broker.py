@@ -21,7 +21,7 @@ from dispatcher.telemetry import log
 from dispatcher.worker.relay import Relay
 
 if TYPE_CHECKING:
-    from dispatcher.store.sqlite.store import SqliteStore
+    from dispatcher.store.ports import Store
     from dispatcher.worker.batches import Batches
 
 # How long a drain waits for a broker that it cannot reach, or that does not answer how much there is.
@@ -33,17 +33,24 @@ class Broker:
     """The broker as one worker sees it."""
 
     def __init__(
-        self, settings: Settings, plan: Plan, clock: Clock, *, totals: Counts, wake: Callable[[], None]
+        self,
+        settings: Settings,
+        plan: Plan,
+        clock: Clock,
+        *,
+        totals: Counts,
+        wake: Callable[[], None],
+        shared: bool = False,
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self.consumer = Consumer(settings, queues_of(settings, plan), wake)
+        self.consumer = Consumer(settings, queues_of(settings, plan), wake, shared=shared)
         self.publisher = Publisher(settings, wake)
         self.relay = Relay(self.publisher, clock, totals)
         self._kept_since: float | None = None
         self._batches: Batches | None = None
 
-    def start(self, store: SqliteStore, batches: Batches, by_lane: Mapping[str, Service]) -> None:
+    def start(self, store: Store, batches: Batches, by_lane: Mapping[str, Service]) -> None:
         """Settle what an earlier worker left in flight, then connect."""
         self.relay.configure(by_lane)
         self.relay.recover(store)
@@ -57,7 +64,7 @@ class Broker:
         self.relay.configure(by_lane)
         self.consumer.replace_queues(queues_of(self._settings, plan))
 
-    def drained(self, store: SqliteStore) -> bool:
+    def drained(self, store: Store) -> bool:
         """Whether nothing is left that could be taken from the broker, or handed to it, now.
 
         Raises BrokerUnreachable when something has kept the broker from telling for too long.
@@ -97,7 +104,7 @@ class Broker:
         self.consumer.stop(patience_seconds)
         self.publisher.stop(patience_seconds)
 
-    def settle(self, store: SqliteStore) -> None:
+    def settle(self, store: Store) -> None:
         """Record what both were told while they stopped: acks that were processed, and fates."""
         acked = dict(self._batches.acked if self._batches is not None else {}) | dict(self.consumer.surely_acked())
         try:

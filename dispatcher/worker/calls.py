@@ -126,6 +126,12 @@ class Calls:
         return frozenset(self._flights)
 
     @property
+    def runs_under_way(self) -> set[int]:
+        """The `seq` of each run whose call is under way, or came back and is not committed."""
+        returned = {returned.call.run_seq for returned in list(self._returned)}
+        return returned | {flight.call.run_seq for flight in list(self._flights.values())}
+
+    @property
     def under_way(self) -> int:
         """How many calls are under way."""
         return len(self._flights)

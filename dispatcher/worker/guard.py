@@ -56,9 +56,9 @@ class CrashGuard:
 
     def suspects(self) -> list[int]:
         """Return the `seq` of each event that was in hand when the last worker ended, and forget them."""
-        found = [_SLOT.unpack_from(self._map, at)[0] for at in range(0, self._size, _SLOT.size)]
+        found = _read(self._map)
         self._map[:] = bytes(self._size)
-        return sorted({seq for seq in found if seq})
+        return found
 
     # The batch.
 
@@ -103,6 +103,19 @@ class CrashGuard:
         if orderly:
             self._map[:] = bytes(self._size)
         self._map.close()
+
+
+def slots_of(path: Path) -> list[int]:
+    """Return the `seq` of each event that a worker which is gone noted in its slot file."""
+    try:
+        return _read(path.read_bytes())
+    except FileNotFoundError:
+        return []
+
+
+def _read(slots: bytes | mmap.mmap) -> list[int]:
+    whole = len(slots) - len(slots) % _SLOT.size
+    return sorted({seq for at in range(0, whole, _SLOT.size) if (seq := _SLOT.unpack_from(slots, at)[0])})
 
 
 def _no_slots(path: Path, error: OSError) -> StoreUnusable:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from dispatcher.clock import Clock, SystemClock
+from dispatcher.clock import Clock
 from dispatcher.engine.emits import LoopGuard
 from dispatcher.engine.machine import Budget, Engine
 from dispatcher.engine.records import as_time
-from dispatcher.errors import DispatcherError, StoreUnusable
+from dispatcher.errors import DispatcherError, LeaseLost, StoreUnusable
 from dispatcher.events.limits import Limits
 from dispatcher.rules.plan import Plan
 from dispatcher.settings import Settings
 from dispatcher.sources.embedded import SOURCE as EMBEDDED
+from dispatcher.store.ports import Store
 from dispatcher.store.retention import Keep, Retention
 from dispatcher.store.sqlite.lock import slot_path, socket_path
-from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.telemetry import log
 from dispatcher.text.numbers import normalise_number
 from dispatcher.worker.administration import perform
@@ -30,12 +29,15 @@ from dispatcher.worker.control import ControlServer, WorkerStopping
 from dispatcher.worker.guard import EXIT_RESTART, CrashGuard, Watchdog
 from dispatcher.worker.inbox import Inbox
 from dispatcher.worker.recovery import Recovery
-from dispatcher.worker.rulebooks import Rulebooks, read_plan, tell_disabled
+from dispatcher.worker.room import Room
+from dispatcher.worker.rulebooks import Rulebooks, tell_disabled
 from dispatcher.worker.signals import Signals, Wakeup
 from dispatcher.worker.status import Status
 
 if TYPE_CHECKING:
+    from dispatcher.store.postgres.store import PostgresStore
     from dispatcher.worker.broker import Broker
+    from dispatcher.worker.membership import Membership
 
 _REPORT_EVERY = 10.0
 _CHECK_ROOM_EVERY = 1.0
@@ -43,6 +45,10 @@ _PAUSE_AFTER_STORE_ERROR = 1.0
 _SAY_AGAIN_AFTER = 60.0
 _RETENTION_EVERY = 3600.0
 _LONGEST_SLEEP = 30.0
+# Where others write the store too: how often a worker with nothing to do looks whether there is something by now, and
+# how often the busy ones count what waits.
+_LOOK_EVERY = 0.1
+_COUNT_ANEW_EVERY = 1.0
 # While it drains: how often the broker is asked whether anything is left.
 _ASK_BROKER_EVERY = 0.05
 # The last of a drain: how long acks and confirms that are on their way may take.
@@ -51,26 +57,13 @@ _FAREWELL_SECONDS = 2.0
 _GC_THRESHOLD = 50_000
 
 
-def run_worker(settings: Settings, *, drain: bool, lifeline: int | None = None) -> int:
-    """Run a worker until it is told to stop, or with `drain` until nothing is left that is due; return the exit code.
-
-    `lifeline` is the descriptor by which it hears of its supervisor, where it has one.
-    Raises CannotStart (RulebookRefused, StoreInUse, StoreUnusable) before anything was done.
-    """
-    plan = read_plan(settings)
-    worker = Worker(
-        settings, SqliteStore.open(settings.store_path), plan, load=lambda: read_plan(settings), lifeline=lifeline
-    )
-    return worker.run(drain=drain)
-
-
 class Worker:
     """One worker over one store. `load` makes a new plan when a reload is asked for."""
 
     def __init__(
         self,
         settings: Settings,
-        store: SqliteStore,
+        store: Store,
         plan: Plan,
         *,
         load: Callable[[], Plan],
@@ -79,11 +72,16 @@ class Worker:
     ) -> None:
         self._settings = settings
         self._store = store
-        self._clock = clock or SystemClock()
+        self._clock = clock or store.clock
         self._wakeup = Wakeup()
         self._signals = Signals(self._wakeup, lifeline=lifeline)
+        self._membership: Membership | None = None
+        if settings.store_kind == "postgresql":
+            from dispatcher.worker.membership import Membership  # noqa: PLC0415 - only for who shares its store
+
+            self._membership = Membership(settings, cast("PostgresStore", store), self._clock)
         self._guard = CrashGuard(
-            slot_path(store.path),
+            slot_path(settings.store_path) if self._membership is None else self._membership.slots,
             settings.call_threads,
             self._clock,
             warn_after=settings.handler_warn_ms / 1000,
@@ -108,7 +106,9 @@ class Worker:
         if settings.amqp_url is not None:
             from dispatcher.worker.broker import Broker  # noqa: PLC0415 - brings pika, which not every worker needs
 
-            self._broker = Broker(settings, plan, self._clock, totals=self._batches.totals, wake=self._wakeup.set)
+            self._broker = Broker(
+                settings, plan, self._clock, totals=self._batches.totals, wake=self._wakeup.set, shared=store.shared
+            )
         keep = Keep(
             done=settings.keep_done_days,
             failed=settings.keep_failed_days,
@@ -117,7 +117,11 @@ class Worker:
         )
         self._retention = Retention(store, keep)
         self._forgetting = False
-        self._control = ControlServer(socket_path(store.path), self._inbox.submit)
+        # Commands write to a shared store by themselves.
+        self._control: ControlServer | None = None
+        if not store.shared:
+            self._control = ControlServer(socket_path(settings.store_path), self._inbox.submit)
+        self._room = Room(settings, disk=None if store.shared else settings.store_path.parent)
         self._paused: str | None = None
         self._status = Status(
             settings, store, self._clock, batches=self._batches, calls=self._calls, rulebooks=self._rulebooks,
@@ -141,11 +145,12 @@ class Worker:
             self._rulebooks.connections.open()
             self._calls.configure(self._rulebooks.connections.by_lane)
             self._signals.install()
-            self._control.start()
+            if self._control is not None:
+                self._control.start()
             self._status.start()
             watchdog.start()
             plan = self._engine.plan
-            log.info("worker.started", store=str(self._store.path), chains=len(plan.chains), rulebook=plan.digest[:12])
+            log.info("worker.started", store=self._store.shown, chains=len(plan.chains), rulebook=plan.digest[:12])
             tell_disabled(plan)
             # The plan is as large as the rulebook and never garbage; collections need not walk over it.
             gc.collect()
@@ -153,11 +158,14 @@ class Worker:
             gc.set_threshold(_GC_THRESHOLD)
             # Reading the first number loads the tables for all: not while an event is in hand.
             normalise_number("+27821230000", None)
-            self._recover()
+            self._recover(drain=drain)
             if self._broker is not None:
                 self._broker.start(self._store, self._batches, self._rulebooks.connections.by_lane)
             code = self._loop(drain=drain)
             unexpected = False
+        except LeaseLost as lost:
+            log.error("lease.lost", reason=lost.message, exit_code=EXIT_RESTART)
+            code, unexpected = EXIT_RESTART, False
         except DispatcherError:
             unexpected = False
             raise
@@ -209,6 +217,10 @@ class Worker:
         self._calls.expire()
         self._reload()
         try:
+            if self._membership is not None:
+                self._membership.tick()
+                if self._every("anew", _COUNT_ANEW_EVERY):
+                    self._batches.count_anew()
             if not stopping:
                 self._check_room()
             worked = self._administer(stopping=stopping)
@@ -265,17 +277,11 @@ class Worker:
         return worked
 
     def _check_room(self) -> None:
-        """Pause the sources when the disk is nearly full or too many calls wait; resume by itself."""
+        """Pause the sources when there is no room for more; resume by itself."""
         # While paused at each turn: a drain must not take a reason for pausing that is over for one that holds.
         if self._paused is None and not self._every("room", _CHECK_ROOM_EVERY):
             return
-        free_mb = shutil.disk_usage(self._store.path.parent).free // 2**20
-        waiting = sum(self._batches.queued.values())
-        reason = None
-        if free_mb < self._settings.min_free_mb:
-            reason = f"{free_mb} MB free on the disk, {self._settings.min_free_mb} MB wanted"
-        elif waiting >= self._settings.max_ready:
-            reason = f"{waiting} calls wait, at most {self._settings.max_ready} may"
+        reason = self._room.lacks(sum(self._batches.queued.values()))
         if reason is not None:
             self._say_once("sources.paused", reason=reason)
         elif self._paused is not None:
@@ -290,6 +296,8 @@ class Worker:
             if self._broker is not None:
                 pauses += [self._broker.relay.next_due(self._store), _ASK_BROKER_EVERY if drain else None]
             pauses.append(_CHECK_ROOM_EVERY if self._paused else _RETENTION_EVERY)
+            if self._membership is not None:
+                pauses += [self._membership.next_tick, _LOOK_EVERY]
         else:
             pauses.append(max(0.0, self._settings.drain_seconds - (self._clock.monotonic() - stopping_since)) + 0.01)
         # A due time is a wall-clock time: a look now and then notices when that clock was set.
@@ -307,7 +315,14 @@ class Worker:
 
     # Around it.
 
-    def _recover(self) -> None:
+    def _recover(self, *, drain: bool) -> None:
+        died_elsewhere: list[int] = []
+        if self._membership is not None:
+            self._membership.relay = self._broker.relay if self._broker is not None else None
+            self._membership.abandoned = self._batches.abandoned
+            self._membership.patience = self._is_patient
+            died_elsewhere = self._membership.join(drain=drain)
+
         def wait_for_calls() -> None:
             while (self._calls.under_way or self._calls.has_returns) and not self._signals.stops:
                 self._calls.expire()
@@ -321,7 +336,14 @@ class Worker:
             self._clock,
             max_crashes=self._settings.max_crashes,
             wait_for_calls=wait_for_calls,
-        ).run()
+        ).run(died_elsewhere)
+
+    def _is_patient(self, reason: str) -> bool:
+        """Whether to wait on for a store that was lost in the middle of a commit; called now and then meanwhile."""
+        self._say_once("store.unusable", error=reason)
+        self._status.store_fails(reason)
+        self._status.pulse.sleeps(_PAUSE_AFTER_STORE_ERROR)
+        return not self._signals.exceeds(self._settings.drain_seconds)
 
     def _reload(self) -> None:
         """Swap the plan when a new one is ready."""
@@ -352,9 +374,11 @@ class Worker:
             log.error(event, **facts)
 
     def _close(self, *, orderly: bool) -> None:
-        self._control.stop()
+        if self._control is not None:
+            self._control.stop()
         self._status.stop()
         self._inbox.refuse_all(WorkerStopping("the worker has stopped.", hint="Try again."))
+        settled = orderly and not self._calls.under_way and not self._calls.has_returns
         self._calls.close()
         if self._broker is not None:
             self._broker.stop(_FAREWELL_SECONDS)
@@ -364,6 +388,9 @@ class Worker:
         # Calls that are still out are told by the journal (`started`); the slots only name crash suspects. What
         # nobody expected is one: it would come again with the same event, for ever.
         self._guard.close(orderly=orderly)
+        if self._membership is not None:
+            settled = settled and (self._broker is None or self._broker.relay.in_flight == 0)
+            self._membership.leave(clean=settled)
         self._signals.restore()
         self._store.close()
         self._wakeup.close()

@@ -7,13 +7,13 @@ were under way are settled: keyed ones go again, of the others nobody knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dispatcher import failpoints
 from dispatcher.clock import Clock
-from dispatcher.engine.records import as_text
+from dispatcher.engine.records import RunKey, RunRow, as_text
 from dispatcher.events.identity import uuid7
-from dispatcher.store.sqlite.store import SqliteStore
+from dispatcher.store.ports import Store, Transaction
 from dispatcher.telemetry import log
 from dispatcher.worker.batches import Batches
 from dispatcher.worker.guard import CrashGuard
@@ -29,7 +29,7 @@ class Recovery:
 
     def __init__(
         self,
-        store: SqliteStore,
+        store: Store,
         batches: Batches,
         guard: CrashGuard,
         clock: Clock,
@@ -44,16 +44,20 @@ class Recovery:
         self._max_crashes = max_crashes
         self._wait_for_calls = wait_for_calls
 
-    def run(self) -> None:
-        """Recover; when this returns, the store is as after an orderly stop."""
-        suspects = self._count_crashes(self._guard.suspects())
+    def run(self, others: Sequence[int] = ()) -> None:
+        """Recover; when this returns, the store is as after an orderly stop.
+
+        `others` are events that workers had in hand that died elsewhere, and that nobody has started again.
+        """
+        suspects = self._count_crashes(sorted({*self._guard.suspects(), *others}))
         # Taken before any suspect runs: a stop that does not wait for its calls must not find them abandoned.
         with self._store.transaction() as transaction:
-            abandoned = [row for row in transaction.take_running() if row.stored.seq not in suspects]
+            abandoned = [_key(row) for row in transaction.take_running() if row.stored.seq not in suspects]
         for seq in suspects:
             self._run_alone(seq)
         for at in range(0, len(abandoned), _CHUNK):
-            self._batches.alone(Work(abandoned=abandoned[at : at + _CHUNK]))
+            keys = abandoned[at : at + _CHUNK]
+            self._batches.alone(lambda transaction: Work(abandoned=_running(transaction.runs(keys))))  # noqa: B023
         if suspects or abandoned:
             log.info("worker.recovered", suspects=len(suspects), calls=len(abandoned))
 
@@ -82,15 +86,23 @@ class Recovery:
         return alone
 
     def _run_alone(self, seq: int) -> None:
-        with self._store.transaction() as transaction:
+        def take(transaction: Transaction) -> Work:
             event = transaction.take_event(seq)
             due = transaction.take_due_of_event(seq, as_text(self._clock.now()))
-            running = transaction.take_running_of_event(seq)
-        work = Work(events=[event] if event else [], due=due, abandoned=running)
-        if work.size:
-            self._batches.alone(work)
+            return Work(events=[event] if event else [], due=due, abandoned=transaction.take_running_of_event(seq))
+
+        if self._batches.alone(take):
             self._wait_for_calls()
         # It did no harm alone: whoever killed the worker, it was not this event, and later crashes count anew.
         with self._store.transaction() as transaction:
             transaction.forget_crashes(seq)
             transaction.commit()
+
+
+def _key(row: RunRow) -> RunKey:
+    return row.values["seq"], row.values["received_on"]
+
+
+def _running(rows: Sequence[RunRow]) -> list[RunRow]:
+    """Return those of the runs that nobody has moved on or cancelled meanwhile."""
+    return [row for row in rows if row.values["state"] == "running"]

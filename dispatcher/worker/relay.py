@@ -23,8 +23,7 @@ from dispatcher.telemetry import log
 from dispatcher.worker.lanes import Lane
 
 if TYPE_CHECKING:
-    from dispatcher.store.sqlite.store import SqliteStore
-    from dispatcher.store.sqlite.transaction import SqliteTransaction
+    from dispatcher.store.ports import Store, Transaction
 
 # The first pause after a publish that was not taken, doubled each time, and the longest.
 _FIRST_PAUSE: Final = 1.0
@@ -33,6 +32,7 @@ _SAY_AGAIN_AFTER: Final = 60.0
 _MOST_SAID: Final = 1_000
 _PAUSE_AFTER_STORE_ERROR: Final = 1.0
 _MANY: Final = 1_000_000
+_LEFT: Final = "the worker that published it ended before the broker's confirm was recorded"
 STOPPED: Final = "the worker stopped before the broker's confirm was recorded"
 
 
@@ -82,7 +82,7 @@ class Relay:
 
     # At the start.
 
-    def recover(self, store: SqliteStore) -> int:
+    def recover(self, store: Store) -> int:
         """Settle what an earlier worker had handed over: nobody knows of it. Return how much there was."""
         now = self._clock.now()
         with store.transaction() as transaction:
@@ -96,9 +96,15 @@ class Relay:
             log.warning("outbox.recovered", messages=len(left))
         return len(left)
 
+    def settle_left(self, transaction: Transaction, rows: Iterable[OutboxRow]) -> None:
+        """Settle what another worker had handed over when it died: nobody knows of it."""
+        now = self._clock.now()
+        for row in rows:
+            self._unknown(transaction, row, _LEFT, now)
+
     # Within a batch's transaction.
 
-    def settle(self, transaction: SqliteTransaction, limit: int) -> int:
+    def settle(self, transaction: Transaction, limit: int) -> int:
         """Record the fates that the publisher has told; return how many."""
         self._settled = results = self._publisher.results(limit)
         if not results:
@@ -124,7 +130,7 @@ class Relay:
             transaction.outbox.confirmed(confirmed)
         return len(results)
 
-    def take_due(self, transaction: SqliteTransaction, limit: int) -> int:
+    def take_due(self, transaction: Transaction, limit: int) -> int:
         """Claim rows that are due, as far as the publisher and the rates of their lanes have room; return how many."""
         if self._stale:
             self._stale = False
@@ -198,7 +204,7 @@ class Relay:
         """Whether the publisher has told something that is not on record."""
         return bool(self._publisher.results(1))
 
-    def next_due(self, store: SqliteStore) -> float | None:
+    def next_due(self, store: Store) -> float | None:
         """Return in how many seconds a row may be handed over; None when only the publisher can tell."""
         if not self._waiting or self._publisher.room <= 0:
             return None
@@ -215,7 +221,7 @@ class Relay:
                 pauses.append(max((as_time(due) - now).total_seconds(), pause))
         return max(0.0, min(pauses)) if pauses else None
 
-    def has_due(self, store: SqliteStore) -> bool:
+    def has_due(self, store: Store) -> bool:
         """Whether a row may be handed over by now, if not for a rate or a publisher without room."""
         now = as_text(self._clock.now())
         return any((at := store.next_outbox_due(lane)) is not None and at <= now for lane in self._waiting)
@@ -241,7 +247,7 @@ class Relay:
         self._lane(row.lane).take()
         self._claimed.append(row)
 
-    def _unknown(self, transaction: SqliteTransaction, row: OutboxRow, reason: str, now: datetime) -> None:
+    def _unknown(self, transaction: Transaction, row: OutboxRow, reason: str, now: datetime) -> None:
         if transaction.outbox.confirm_reported([row]):
             return
         if row.on_unknown == "resend":
@@ -253,9 +259,7 @@ class Relay:
         if settle(row, reason, now):
             self._totals.parked("unknown")
 
-    def _put_off(
-        self, transaction: SqliteTransaction, row: OutboxRow, attempt: int, at: datetime, error: str | None
-    ) -> None:
+    def _put_off(self, transaction: Transaction, row: OutboxRow, attempt: int, at: datetime, error: str | None) -> None:
         transaction.outbox.put_off(row, attempt=attempt, not_before=as_text(at), error=error)
         self._wait(row.lane)
 

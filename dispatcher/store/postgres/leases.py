@@ -54,7 +54,7 @@ class Lease:
 
     def beat(self) -> None:
         """Show that this worker is alive, if it has not just done so. Raises LeaseLost when it was taken for dead."""
-        if self.number is not None and time.monotonic() - self._beaten_at > self._seconds / 8:
+        if self.number is not None and time.monotonic() - self._beaten_at > self.beat_every:
             with self._session.refusals():
                 try:
                     connection = self._session.begin()
@@ -97,6 +97,11 @@ class Lease:
             },
         )  # fmt: skip
         return [row[0] for row in found]
+
+    @property
+    def beat_every(self) -> float:
+        """How often to show that this worker is alive, in seconds."""
+        return self._seconds / 8
 
     @property
     def look_every(self) -> float:

@@ -99,9 +99,11 @@ WHERE w.number <> %(me)s AND (
 ORDER BY w.number FOR UPDATE SKIP LOCKED
 """  # noqa: S608
 BURY = "DELETE FROM workers WHERE number = ANY(%s)"
+# Of the dead, and of those who left the workers without having settled all.
+_LEFT = "(lease_token = ANY(%s) OR NOT EXISTS (SELECT 1 FROM workers w WHERE w.number = lease_token))"
 TAKE_RUNS = (
-    "UPDATE runs SET lease_token = %s WHERE state IN ('running', 'held') AND state = 'running' "
-    "AND lease_token = ANY(%s) RETURNING seq, received_on"
+    "UPDATE runs SET lease_token = %s WHERE state IN ('running', 'held') AND state = 'running' "  # noqa: S608
+    f"AND {_LEFT} RETURNING seq, received_on"
 )
 FORGET_CHANNELS = "DELETE FROM channels WHERE worker = ANY(%s)"
 
@@ -209,6 +211,9 @@ WHERE e.state = 'new' AND e.account_key = %s AND e.seq > %s AND e.crash_count = 
 ORDER BY e.seq LIMIT %s FOR UPDATE SKIP LOCKED
 """  # noqa: S608
 NEW_EVENT = f"SELECT {_EVENT} FROM events e WHERE e.seq = %s AND e.state = 'new' FOR UPDATE SKIP LOCKED"  # noqa: S608
+STILL_NEW = (
+    "SELECT seq FROM events WHERE seq = ANY(%s) AND received_on = '{day}' AND state = 'new' FOR UPDATE SKIP LOCKED"
+)
 ACCOUNTS_WITH_DUE = """
 WITH RECURSIVE turn(account) AS (
     SELECT (SELECT min(account_key) FROM runs WHERE due_at IS NOT NULL AND lane = %(lane)s AND account_key > %(last)s)
@@ -281,9 +286,7 @@ OUTBOX_DUE = (
     "ORDER BY not_before, seq LIMIT %s FOR UPDATE SKIP LOCKED"
 )
 OUTBOX_NEXT = "SELECT min(not_before) FROM outbox WHERE state = 'ready' AND lane = %s"
-TAKE_SENDING = (
-    f"UPDATE outbox SET lease_token = %s WHERE state = 'sending' AND lease_token = ANY(%s) RETURNING {_OUTBOX}"  # noqa: S608
-)
+TAKE_SENDING = f"UPDATE outbox SET lease_token = %s WHERE state = 'sending' AND {_LEFT} RETURNING {_OUTBOX}"  # noqa: S608
 SENDING = f"SELECT {_OUTBOX} FROM outbox WHERE state = 'sending' AND lease_token IS NOT DISTINCT FROM %s"  # noqa: S608
 CLAIM_OUTBOX = "UPDATE outbox SET state = 'sending', lease_token = %s WHERE seq = ANY(%s)"
 DELETE_OUTBOX = "DELETE FROM outbox WHERE seq = ANY(%s) RETURNING seq"

@@ -148,20 +148,23 @@ class PostgresStore:
         return number
 
     def take_over(
-        self, surely: list[int], settle: Callable[[PostgresTransaction, list[OutboxRow]], None]
+        self, surely: list[int], settle: Callable[[PostgresTransaction, list[OutboxRow]], None] | None
     ) -> tuple[list[int], list[RunKey]]:
         """Take over the work of dead workers; return their numbers, and the runs whose call was under way.
 
-        `settle` is given what they were publishing, within the same transaction. The runs are this worker's when this
-        returns; should it die, the next one takes them over from it.
+        `settle` is given what they were publishing, within the same transaction; a worker without a broker has nobody
+        for that, and leaves it to others. The runs are this worker's when this returns; should it die, the next one
+        takes them over from it.
         """
         with self.transaction() as transaction:
             connection = transaction.connection
             dead = self.lease.dead(connection, surely)
-            if not dead:
-                return [], []
             runs = connection.execute(sql.TAKE_RUNS, (self.lease.number, dead)).fetchall()
-            settle(transaction, transaction.outbox.take_over(dead))
+            left = transaction.outbox.take_over(dead) if settle is not None else []
+            if settle is not None and left:
+                settle(transaction, left)
+            if not dead and not runs and not left:
+                return [], []
             connection.execute(sql.FORGET_CHANNELS, (dead,))
             connection.execute(sql.BURY, (dead,))
             transaction.commit()
@@ -183,9 +186,12 @@ class PostgresStore:
         """Note what a look came to."""
         self._looked[what] = 0.0 if found else time.monotonic() + self.look_pause
 
-    def look_anew(self) -> None:
+    def look_anew(self, what: str | None = None) -> None:
         """There may be something now that was not there a moment ago."""
-        self._looked.clear()
+        if what is None:
+            self._looked.clear()
+        else:
+            self._looked.pop(what, None)
 
     def next_due(self) -> str | None:
         """Return when the next run falls due, None when none waits."""

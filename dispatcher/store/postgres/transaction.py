@@ -8,7 +8,7 @@ them is read, for there may be no row yet. So two workers never wait for each ot
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +17,7 @@ import psycopg
 
 from dispatcher import failpoints
 from dispatcher.engine.ports import Key
-from dispatcher.engine.records import Changes, Remembered, RunKey, RunRow, StoredEvent, Texted
+from dispatcher.engine.records import EVENT_STATE, Changes, Remembered, RunKey, RunRow, StoredEvent, Texted
 from dispatcher.errors import Contended
 from dispatcher.events.identity import day_of
 from dispatcher.plugins.context import Contact, Message
@@ -49,6 +49,7 @@ class PostgresTransaction:
         """Make it durable: when this returns, it is synced to the disk. Raises LeaseLost where that is past."""
         failpoints.reach("batch.before_commit")
         self._store.session.commit(self._store.lease.prove(self.connection))
+        self._store.waits = True
         failpoints.reach("batch.after_commit")
 
     # Reads: see engine.ports.Reads.
@@ -58,13 +59,16 @@ class PostgresTransaction:
         ordered = sorted(locks)
         if not self._has_locked and self._store.waits:
             self._has_locked = True
+            # Should the wait be too long, the next batch takes what it can get.
+            self._store.waits = False
             self._execute(sql.LOCK_CONTACTS, (ordered,))
+            self._store.waits = True
             return set()
         self._has_locked = True
         return {locks[row[0]] for row in self._execute(sql.TRY_CONTACTS, (ordered,))}
 
     def take_turns(self, queues: Mapping[str, bool]) -> None:
-        # Before any other lock that is waited for, and in one order: so nobody waits in a circle.
+        # In one order, and before contacts are locked: else two that have both would wait for each other.
         for queue, again in sorted(queues.items()):
             self._execute(sql.LOCK_QUEUE if again else sql.SHARE_QUEUE, (sql.QUEUES, queue))
 
@@ -190,6 +194,20 @@ class PostgresTransaction:
         """Return the runs of one event whose call was under way in a worker from which this one has taken over."""
         return self.runs(self._all(sql.RUNNING_OF_EVENT, (event_seq, self._store.lease.number)))
 
+    def still_new(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+        """Return those of the events, taken by a transaction that was rolled back, that nobody has taken since."""
+        days: dict[str, list[int]] = defaultdict(list)
+        for stored in events:
+            days[stored.received_on].append(stored.seq)
+        new = {row[0] for day, seqs in days.items() for row in self._execute(sql.on_day(sql.STILL_NEW, day), (seqs,))}
+        return [stored for stored in events if stored.seq in new]
+
+    def still_there(self, runs: Sequence[RunRow]) -> Sequence[RunRow]:
+        """Return those of the runs, taken by a transaction that was rolled back, that nobody has moved since."""
+        now = self.runs((row.values["seq"], row.values["received_on"]) for row in runs)
+        before = {row.values["seq"]: row.values for row in runs}
+        return [row for row in now if row.values == before[row.values["seq"]]]
+
     def runs(self, keys: Iterable[RunKey]) -> list[RunRow]:
         """Return these runs with their events and the journal of their steps, in the order of the keys."""
         keys = list(keys)
@@ -249,7 +267,11 @@ class PostgresTransaction:
         """Remember, after the commit, what need not be asked again."""
         self._store.known_chains.update(changes.chains)
         # What the batch left for later is there to be taken at once.
-        self._store.look_anew()
+        if any(row[EVENT_STATE] == "new" for row in changes.events.values()):
+            self._store.look_anew("new")
+        for run in (*changes.new_runs, *changes.changed_runs.values()):
+            if run.due_at is not None:
+                self._store.look_anew(f"due {run.lane}")
 
     def hash_of(self, key: Key) -> bytes:
         """Return under which hash an erased number is remembered."""

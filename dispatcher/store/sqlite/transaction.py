@@ -154,6 +154,14 @@ class SqliteTransaction:
         """Return the runs of one event whose call was under way."""
         return self._runs([row[0] for row in self._all(sql.RUNNING_OF_EVENT, (event_seq,))])
 
+    def still_new(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+        """Return the events: nobody else takes any."""
+        return events
+
+    def still_there(self, runs: Sequence[RunRow]) -> Sequence[RunRow]:
+        """Return the runs: nobody else moves any."""
+        return runs
+
     def runs(self, keys: Iterable[RunKey]) -> list[RunRow]:
         """Return these runs with their events and the journal of their steps."""
         return self._runs(seq for seq, _ in keys)

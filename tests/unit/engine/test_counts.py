@@ -152,6 +152,7 @@ def test_a_copy_stays_as_it_is():
 def test_a_copy_has_every_number():
     """A field that is added to the counts and forgotten in their copy would never be seen in the metrics."""
     totals = a_batch()
+    totals.contended = 1
     totals.observe("send_sms", 0.2)
     totals.committed(1, 0.1)
 

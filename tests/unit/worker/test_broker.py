@@ -68,7 +68,7 @@ class Publisher(FakePublisher):
 
 
 class Consumer(FakeConsumer):
-    def __init__(self, settings, queues, wake):
+    def __init__(self, settings, queues, wake, *, shared):
         super().__init__()
         self.queues = list(queues)
         self.status = Status()
@@ -321,8 +321,8 @@ def test_store_that_cannot_be_written_at_the_end_leaves_the_rest_to_the_next_wor
     broker = made()
     published(workshop, "one")
     broker.publisher.tell("confirmed")
-    workshop.store.connection.execute("PRAGMA query_only = ON")
+    workshop.world.place.forbid_writes()
     broker.settle(workshop.store)
-    workshop.store.connection.execute("PRAGMA query_only = OFF")
+    workshop.world.place.allow_writes()
     assert workshop.states("outbox") == ["sending"]
     assert workshop.states("messages") == ["queued"]
