@@ -1,8 +1,9 @@
-"""Bring a store to the schema of this version, by Alembic; refuse a store that is newer.
+"""Bring a store in a file to the schema of this version, by Alembic; refuse a store that is newer.
 
 Alembic and SQLAlchemy take a third of a second to import, so they are imported only to bring an older store forward.
 One that is up to date is told by one plain statement, and a new one is made from `fresh.sql`: the schema to which the
-revisions lead, as a test proves and `python -m dispatcher.store.migrate` writes it.
+revisions lead, as a test proves and `python -m dispatcher.store.migrate` writes it. The revisions are the same for
+PostgreSQL; `postgres.migrate` brings them to it.
 """
 
 from __future__ import annotations
