@@ -41,7 +41,10 @@ _LONGEST_SOCKET: Final = 90
 
 @dataclass(slots=True)
 class Seat:
-    """The place of one worker: its process, or when there will be another one. Times are monotonic."""
+    """The place of one worker: its process, or when there will be another one. Times are monotonic.
+
+    Others read it while it changes: who has neither a process nor a time to start one has ended for good.
+    """
 
     number: int
     process: Process | None = None
@@ -164,7 +167,7 @@ class Supervisor:
                 process.give_up()
 
     def _begin(self, seat: Seat, now: float) -> None:
-        seat.started_at, seat.resume_at = now, None
+        seat.started_at = now
         try:
             seat.process = self._start(seat.number)
         except OSError as error:  # no processes or no memory left, which passes
@@ -174,18 +177,20 @@ class Supervisor:
             seat.resume_at = now + pause
             log.error("process.not_started", worker=seat.number, error=error, pause_seconds=round(pause, 1))
             return
+        seat.resume_at = None
         seat.starts += 1
         log.info("process.started", worker=seat.number, pid=seat.process.pid, starts=seat.starts)
 
     def _reap(self, seat: Seat, now: float) -> None:
         if seat.process is None or (code := seat.process.poll()) is None:
             return
-        pid = seat.process.pid
-        seat.process.close()
-        seat.process, seat.code = None, code
-        how = {"exit_code": code} if code >= 0 else {"signal": _signal_name(-code)}
+        process = seat.process
+        process.close()
+        seat.code = code
+        how: dict[str, object] = {"exit_code": code} if code >= 0 else {"signal": _signal_name(-code)}
         if self._told or (self._drain and code in (0, *REFUSALS)):
-            log.info("process.ended", worker=seat.number, pid=pid, **how)
+            seat.process = None
+            log.info("process.ended", worker=seat.number, pid=process.pid, **how)
             return
         refused = code in REFUSALS
         seat.refused_only = seat.refused_only and refused
@@ -193,7 +198,8 @@ class Supervisor:
         # What cannot start is not mended by trying at once.
         pause = pause_after(seat.setbacks + refused, self._chance())
         seat.resume_at = now + pause
-        log.warning("process.ended", worker=seat.number, pid=pid, **how, pause_seconds=round(pause, 1))
+        seat.process = None
+        log.warning("process.ended", worker=seat.number, pid=process.pid, **how, pause_seconds=round(pause, 1))
 
     def _enforce(self, now: float) -> None:
         """Kill what has not ended in its time; it is reaped at the next turn."""

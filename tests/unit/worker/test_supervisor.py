@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
@@ -346,3 +348,23 @@ def test_a_drain_that_cannot_go_on_says_why():
     bench.end(1, 0)
 
     assert bench.end(2, 4) == 4
+
+
+# What it is made of.
+
+
+def test_the_supervisor_checks_the_rulebook_without_keeping_it_or_any_plugin_in_memory(tmp_path):
+    (tmp_path / "rulebook.yaml").write_text("version: 1\nchains: [{name: fine, steps: [{handler: log_event}]}]\n")
+    program = (
+        "import sys\n"
+        "from dispatcher.settings import load_settings\n"
+        "from dispatcher.worker.supervisor import _check_first\n"
+        "import dispatcher.worker.overview, dispatcher.worker.listener\n"
+        "settings = load_settings({}, store='postgresql://me@nowhere/x', rulebook='rulebook.yaml', workers=2)\n"
+        "assert _check_first(settings) == 0\n"
+        "heavy = {'pika', 'sqlalchemy', 'psycopg', 'jinja2', 'yaml', 'httpx', 'handlers', 'prometheus_client'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert (done.stdout, done.stderr) == ("[]\n", "")
