@@ -128,6 +128,8 @@ class PostgresStore:
             )  # fmt: skip
             try:
                 with engine.connect() as connection:
+                    # Getting to know the server, SQLAlchemy has rolled back.
+                    raw.execute("BEGIN")
                     result = change(connection)
                     self.session.commit(self.lease.prove(raw))
             except sqlalchemy.exc.DBAPIError as error:
