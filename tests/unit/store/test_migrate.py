@@ -139,7 +139,7 @@ def test_message_that_waited_in_a_store_without_a_relay_is_published_once_it_has
     )
     old.close()
     store = SqliteStore.open(path)
-    publisher = FakePublisher(store)
+    publisher = FakePublisher()
     relay = Relay(publisher, FrozenClock())
     relay.recover(store)
     for fate in ("unknown", "confirmed"):
