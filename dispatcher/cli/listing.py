@@ -37,7 +37,8 @@ def write_listing(listing: Listing, columns: Sequence[Column], what: str, *, as_
         return
     write_table(columns, rows)
     if listing.total > len(rows):
-        say(f"the newest {len(rows):,} of {listing.total:,} {what}; --limit says how many, 0 for all")
+        of = f"{'more than ' if listing.more else ''}{listing.total:,}"
+        say(f"the newest {len(rows):,} of {of} {what}; --limit says how many, 0 for all")
 
 
 def write_table(columns: Sequence[Column], rows: Iterable[Row], *, indent: str = "") -> None:

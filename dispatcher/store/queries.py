@@ -32,15 +32,21 @@ Row = dict[str, Any]
 
 # How many rows of a list are fetched at once.
 _PAGE = 500
+# Up to how many are counted.
+_COUNTED = 1_000_000
 _INNER = frozenset({"seq", "event_seq", "run_seq", "lane", "owner", "received_on"})
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The newest rows that fit, oldest first, and how many fit the filters in all. `rows` can be read once."""
+    """The newest rows that fit, oldest first, and how many fit the filters in all. `rows` can be read once.
+
+    With `more`, there are still more than `total`: a store may hold more rows than anybody waits to have counted.
+    """
 
     rows: Iterator[Row]
     total: int
+    more: bool = False
 
 
 def list_events(
@@ -64,7 +70,11 @@ def list_events(
         event_type=event_type,
         state=state,
     )
-    return _listing(connection, table, [*conditions, *_since(table, "received_at", since)], limit, _event)
+    conditions += _since(table, "received_at", since)
+    if since is not None:
+        # What leaves out the partitions of the days before.
+        conditions.append(table.c.received_on >= since.astimezone(UTC).date().isoformat())
+    return _listing(connection, table, conditions, limit, _event)
 
 
 def list_runs(
@@ -330,16 +340,18 @@ def _listing(
     limit: int,
     read: Callable[[Row], Row],
 ) -> Listing:
-    total: int = connection.execute(select(func.count()).select_from(table).where(*conditions)).scalar_one()
+    some = select(table.c.seq).where(*conditions).limit(_COUNTED + 1).subquery()
+    found: int = connection.execute(select(func.count()).select_from(some)).scalar_one()
+    total, more = min(found, _COUNTED), found > _COUNTED
     statement = select(table)
-    if limit and limit < total:
+    if limit and (more or limit < found):
         newest = select(table.c.seq).where(*conditions).order_by(table.c.seq.desc()).limit(limit)
         statement = statement.where(table.c.seq.in_(newest))
     else:
         statement = statement.where(*conditions)
     # In portions, so that a list of everything needs no more memory than one of them.
     rows = _rows(connection, statement.order_by(table.c.seq).execution_options(yield_per=_PAGE))
-    return Listing((read(row) for row in rows), total)
+    return Listing((read(row) for row in rows), total, more)
 
 
 def _all(

@@ -299,3 +299,20 @@ def test_same_id_in_two_accounts_is_told_apart_by_the_account(full, ask):
 def test_event_is_found_when_its_dedupe_row_has_had_its_time(full, ask):
     full.sql("DELETE FROM event_ids")
     assert ask("show_event", "e1")["event_id"] == "e1"
+
+
+def test_no_more_are_counted_than_anybody_waits_for(full, monkeypatch):
+    monkeypatch.setattr(queries, "_COUNTED", 2)
+    with open_reader(full.place.source) as connection:
+        listing = queries.list_events(connection, limit=3)
+        assert (ids((list(listing.rows), 0))[-1], listing.total, listing.more) == ("e3", 2, True)
+        listing = queries.list_events(connection, account="acc2", conversation_type="poll", event_type="done", limit=3)
+        assert ([row["event_id"] for row in listing.rows], listing.total, listing.more) == (["e2"], 1, False)
+
+
+def test_event_that_is_remembered_and_not_kept_any_more_is_told(full, ask):
+    # Its day is forgotten; that it came is remembered for longer.
+    for table in ("steps", "runs", "messages", "events"):
+        full.sql(f"DELETE FROM {table}")
+    with pytest.raises(NotFound, match="e1 is not kept any more"):
+        ask("show_event", "e1")
