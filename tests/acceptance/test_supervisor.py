@@ -6,14 +6,20 @@ signals and lifeline, and a call under way that takes as long as the test wants.
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from tests.acceptance.conftest import SCRIPT, an_event
+from tests.harness.rabbit import free_port
 from tests.harness.waiting import DEADLINE, wait_until
 
 STAND_IN = """
@@ -162,3 +168,172 @@ def test_workers_that_drain_are_not_hurried_by_the_end_of_their_supervisor(crew)
     crew.let_calls_return()
 
     wait_until(lambda: len(crew.pids("ended")) == 3)
+
+
+# With workers that work.
+
+
+class Fleet:
+    """`dispatcher run --workers 3` on a PostgreSQL store, with its log in a file and its address for probes."""
+
+    def __init__(self, folder, store, *arguments, workers=3):
+        self.folder, self.store = folder, store
+        folder.environ |= {"DISPATCHER_STORE": store, "DISPATCHER_LOG_FORMAT": "json"}
+        self.port = free_port()
+        self.log = folder.path / "log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [SCRIPT, "run", "--workers", str(workers), "--http", f"127.0.0.1:{self.port}", *arguments],
+                cwd=folder.path,
+                env=folder.environ,
+                stderr=log,
+            )
+        folder.started.append(self.process)
+
+    def lines(self, event):
+        """Return what was logged by that name."""
+        whole = self.log.read_bytes().rpartition(b"\n")[0].splitlines()
+        said = [json.loads(line) for line in whole if line.startswith(b"{")]
+        return [line for line in said if line["event"] == event]
+
+    def pids(self):
+        """Return the pid of the last process of each worker."""
+        return {line["worker"]: line["pid"] for line in self.lines("process.started")}
+
+    def ask(self, path):
+        """Return status and answer; None when nobody listens yet."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except ConnectionRefusedError:
+            return None
+        finally:
+            connection.close()
+
+    def reasons(self):
+        answer = self.ask("/ready")
+        return None if answer is None else json.loads(answer[1])["reasons"]
+
+    def wait_until_ready(self):
+        wait_until(lambda: self.reasons() == [] or self.process.poll() is not None, "readiness")
+        assert self.process.poll() is None, self.log.read_text()
+
+    def publish(self, *events):
+        done = self.folder.run("publish", self.folder.write_events(*events))
+        assert done.code == 0, done.err
+
+    def texts(self):
+        """Return how many texts there are, to how many people."""
+        with psycopg.connect(self.store) as connection:
+            return connection.execute("SELECT count(*), count(DISTINCT to_addr) FROM messages").fetchone()
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        return self.process.wait(DEADLINE)
+
+
+@pytest.fixture
+def fleet(folder, postgres):
+    fleet = Fleet(folder, postgres)
+    fleet.wait_until_ready()
+    yield fleet
+    fleet.process.kill()
+    wait_until(lambda: all(is_gone(pid) for pid in fleet.pids().values()), "the end of all workers")
+
+
+def test_work_goes_on_while_a_worker_is_killed_and_comes_again(fleet):
+    before = fleet.pids()
+    fleet.publish(*(an_event(n) for n in range(300)))
+    os.kill(before[2], signal.SIGKILL)
+    fleet.publish(*(an_event(n) for n in range(300, 600)))
+
+    wait_until(lambda: fleet.texts() == (600, 600), "600 texts to 600 people")
+    fleet.wait_until_ready()
+    after = fleet.pids()
+    assert after[2] != before[2]
+    assert (after[1], after[3]) == (before[1], before[3])
+    assert [(line["worker"], line["signal"]) for line in fleet.lines("process.ended")] == [(2, "SIGKILL")]
+    assert fleet.end() == 0
+    assert [line["exit_code"] for line in fleet.lines("worker.stopped")] == [0, 0, 0]
+    assert sorted({line["worker"] for line in fleet.lines("worker.stopped")}) == [1, 2, 3]
+
+
+def test_readiness_names_the_worker_that_is_not_ready(fleet):
+    pid = fleet.pids()[2]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert fleet.ask("/ready")[0] == 503
+        assert fleet.reasons() == ["worker 2: it does not answer"]
+        assert fleet.ask("/live")[0] == 200
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    fleet.wait_until_ready()
+
+
+def test_one_scrape_has_the_numbers_of_all(fleet):
+    told = fleet.ask("/metrics")[1]
+
+    assert 'dispatcher_workers{state="running"} 3.0' in told
+    for number in (1, 2, 3):
+        assert f'dispatcher_ready{{worker="{number}"}} 1.0' in told
+
+
+def test_workers_end_by_themselves_when_their_supervisor_is_killed(fleet):
+    fleet.process.kill()
+
+    wait_until(lambda: len(fleet.lines("worker.stopped")) == 3, "the end of all workers")
+    assert [line["exit_code"] for line in fleet.lines("worker.stopped")] == [0, 0, 0]
+
+
+def test_a_reload_reaches_each_worker(fleet):
+    fleet.process.send_signal(signal.SIGHUP)
+
+    wait_until(lambda: len(fleet.lines("rulebook.reloaded")) == 3, "three reloads")
+    assert sorted(line["worker"] for line in fleet.lines("rulebook.reloaded")) == [1, 2, 3]
+
+
+def test_a_drain_by_several_ends_when_all_is_done(folder, postgres):
+    folder.environ["DISPATCHER_STORE"] = postgres
+    folder.run("publish", folder.write_events(*(an_event(n) for n in range(200))))
+    fleet = Fleet(folder, postgres, "--drain", workers=2)
+
+    assert fleet.process.wait(DEADLINE) == 0, fleet.log.read_text()
+    assert fleet.texts() == (200, 200)
+
+
+def test_a_mistake_in_the_rulebook_is_told_once_and_nothing_is_started(folder):
+    rulebook = folder.path / "rulebook.yaml"
+    rulebook.write_text(rulebook.read_text().replace("create_contact", "create_contract"))
+    fleet = Fleet(folder, "postgresql://nobody@127.0.0.1:1/nothing")
+
+    assert fleet.process.wait(DEADLINE) == 3
+    assert fleet.log.read_text().count("unknown_handler") == 1
+    assert "process.started" not in fleet.log.read_text()
+
+
+def test_workers_that_cannot_reach_their_store_end_the_supervisor_with_their_code(folder):
+    fleet = Fleet(folder, f"postgresql://nobody@127.0.0.1:{free_port()}/nothing")
+
+    assert fleet.process.wait(DEADLINE) == 3
+    assert "Connection refused" in fleet.log.read_text()
+    assert len(fleet.lines("supervisor.refused")) == 1
+
+
+def test_an_address_that_is_taken_is_told_before_anything_is_started(folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        fleet = Fleet(folder, "postgresql://nobody@127.0.0.1:1/nothing", "--http", address)
+
+        assert fleet.process.wait(DEADLINE) == 3
+    assert f"cannot serve health and metrics on {address}" in fleet.log.read_text()
+    assert "process.started" not in fleet.log.read_text()
+
+
+def test_a_store_in_a_file_has_one_worker(folder):
+    done = folder.run("run", "--workers", "2")
+
+    assert done.code == 3
+    assert b"--workers: one process writes an SQLite file" in done.err
