@@ -10,6 +10,7 @@ import pytest
 
 from dispatcher import Done, Unknown
 from dispatcher.errors import NotFound, NotPossible
+from dispatcher.store import schema
 from dispatcher.worker.administration import perform
 
 NUMBER = "+27821234567"
@@ -35,7 +36,9 @@ def publish(world, msisdn, name="Thandiwe", **event):
 
 
 def everything(world):
-    """Return every byte that the store keeps on the disk."""
+    """Return all that the store keeps: each byte on the disk, or, of a server, what anybody can read of it."""
+    if world.place.kind == "postgres":
+        return b"".join(repr(world.rows(table)).encode() for table in schema.metadata.tables)
     folder = Path(world.store.path).parent
     files = [path for path in folder.iterdir() if path.name.startswith(world.store.path.name)]
     assert len(files) >= 2, "the file and its log"
@@ -55,9 +58,52 @@ def test_nothing_of_an_erased_person_is_left_in_the_files(world):
     world.publish(b'{"msisdn": "082 123 4567", "name": "Thandiwe"')
     assert mentions(everything(world))
     told = erase(world, "0821234567", account="acc")
-    assert told["left"] == []
+    assert [where for where, _ in told["left"]] == (["the server"] if world.place.kind == "postgres" else [])
     assert mentions(everything(world)) == []
     assert world.rows("contacts") == []
+
+
+ODD_SPELLINGS = (
+    "+27 (0)82 123 45 67",
+    "082_123_4567",
+    "082\u00a0123\u00a04567",
+    "082\u2011123\u20114567",
+    "\u0660\u0668\u0662\u0661\u0662\u0663\u0664\u0665\u0666\u0667",
+    "\uff0b\uff12\uff17 82 123 4567",
+    "poll-0821234567-3",
+)
+ODD_BODIES = (
+    b"\xff\xfe broken 0821234567 Thandiwe",
+    '{"msisdn": "0821234567", "name": "Thandiwe"'.encode("utf-16"),
+    rb'{"name": "Thandiwe", "msisdn": "\u0030\u0038\u0032\u0031\u0032\u0033\u0034\u0035\u0036\u0037"',
+)
+
+
+def test_person_is_found_in_every_spelling_script_and_encoding(world):
+    world.rules(RULES)
+    publish(world, NUMBER, event_id="e0")
+    publish(world, OTHER, name="Sipho \u0627", event_id="other")
+    for number, spelling in enumerate(ODD_SPELLINGS):
+        publish(world, OTHER, event_id=f"in-the-data-{number}", event_type="else", name=f"Thandiwe {spelling}")
+    world.publish(*ODD_BODIES)
+    erase(world, NUMBER, account="acc")
+    assert "Thandiwe" not in mentions(everything(world))
+    notes = dict(world.rows("events", "event_id", "note"))
+    assert {notes[f"in-the-data-{number}"] for number in range(len(ODD_SPELLINGS))} == {"erased"}
+    assert notes["other"] is None
+    assert world.rows("dead_letters", "body", "state") == [(None, "discarded")] * len(ODD_BODIES)
+
+
+def test_contact_is_found_by_the_words_that_name_only_them(world):
+    world.rules(
+        "chains: [{name: c, on: {event_type: done}, steps: [{handler: create_contact, "
+        "with: {msisdn: '{{ data.msisdn }}', email_address: '{{ data.email }}'}}]}]\n"
+    )
+    world.publish(event_id="e1", event_data={"msisdn": NUMBER, "email": "Thandi@Example.org"})
+    world.publish(event_id="e2", event_type="else", event_data={"to": "write to THANDI@example.org today"})
+    world.publish(event_id="e3", event_type="else", event_data={"to": "nothandi@example.org"})
+    erase(world, NUMBER, account="acc")
+    assert [data for (data,) in world.rows("events", "event_data")] == ["{}", "{}", '{"to":"nothandi@example.org"}']
 
 
 def test_others_keep_what_is_theirs(world):
@@ -210,6 +256,7 @@ def test_audit_says_who_erased_and_not_whom(world):
     assert "4567" not in target
 
 
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 def test_reader_that_holds_the_log_back_is_told(world, monkeypatch):
     world.rules(RULES)
     publish(world, NUMBER, event_id="e1")
@@ -224,6 +271,7 @@ def test_reader_that_holds_the_log_back_is_told(world, monkeypatch):
     assert mentions(everything(world)) == []
 
 
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
 def test_functions_that_know_the_number_do_not_stay_on_the_connection(world):
     world.rules(RULES)
     publish(world, NUMBER, event_id="e1")
