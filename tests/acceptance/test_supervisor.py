@@ -295,6 +295,36 @@ def test_a_reload_reaches_each_worker(fleet):
     assert sorted(line["worker"] for line in fleet.lines("rulebook.reloaded")) == [1, 2, 3]
 
 
+def test_events_of_a_broker_are_shared_and_none_is_lost_or_done_twice_when_workers_are_killed(folder, postgres, vhost):
+    from tests.acceptance.brokers import Traffic, some_events
+
+    fleet = Fleet(folder, postgres, "--amqp", vhost.url)
+    try:
+        fleet.wait_until_ready()
+        traffic = Traffic(vhost.url, some_events(1000))
+        for number in (2, 3):
+            enough = 300 * (number - 1)
+            wait_until(lambda enough=enough: fleet.texts()[0] >= enough, f"{enough} texts")
+            os.kill(fleet.pids()[number], signal.SIGKILL)
+        traffic.finish()
+
+        wait_until(lambda: fleet.texts() == (1000, 1000), "1000 texts to 1000 people")
+        assert fleet.end() == 0
+    finally:
+        fleet.process.kill()
+        wait_until(lambda: all(is_gone(pid) for pid in fleet.pids().values()), "the end of all workers")
+
+
+def test_no_password_of_a_flag_is_on_the_command_line_of_a_worker(folder, postgres):
+    fleet = Fleet(folder, postgres, "--amqp", "amqp://me:s3cret@127.0.0.1:1/none", workers=2)
+    wait_until(lambda: len(fleet.lines("worker.started")) == 2, "two workers")
+    commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in fleet.pids().values()]
+
+    assert all(command.endswith(b"dispatcher\0run\0") for command in commands)
+    assert fleet.end() == 0
+    assert "s3cret" not in fleet.log.read_text()
+
+
 def test_a_drain_by_several_ends_when_all_is_done(folder, postgres):
     folder.environ["DISPATCHER_STORE"] = postgres
     folder.run("publish", folder.write_events(*(an_event(n) for n in range(200))))
