@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,26 @@ class SqlitePlace:
         """Execute a statement with a `?` for each value; return names of columns, and rows."""
         cursor = self._store.connection.execute(statement, values)
         return [column[0] for column in cursor.description or ()], cursor.fetchall()
+
+    def seen_by_others(self, statement: str) -> list[tuple[Any, ...]]:
+        """Return the rows that a query finds for whoever is not the store."""
+        with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as reader:
+            return reader.execute(statement).fetchall()
+
+    def refuse_rows(self, table: str, condition: str) -> None:
+        """Have the database refuse the rows that are inserted into a table and meet a condition on NEW."""
+        self.query(
+            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} WHEN {condition} "
+            "BEGIN SELECT RAISE(ABORT, 'this row is impossible'); END"
+        )
+
+    def forbid_writes(self) -> None:
+        """Have the store find that it cannot write any more, as when the disk is full."""
+        self.query("PRAGMA query_only = ON")
+
+    def allow_writes(self) -> None:
+        """Let the store write again."""
+        self.query("PRAGMA query_only = OFF")
 
     @property
     def in_transaction(self) -> bool:
@@ -159,6 +181,28 @@ class PostgresPlace:
         ours = statement.replace("%", "%%").replace("?", "%s") if values else statement
         cursor = self.connection.execute(ours, values or None)
         return ([column.name for column in cursor.description], cursor.fetchall()) if cursor.description else ([], [])
+
+    def seen_by_others(self, statement: str) -> list[tuple[Any, ...]]:
+        """Return the rows that a query finds for whoever is not the store."""
+        return self.query(statement)[1]
+
+    def refuse_rows(self, table: str, condition: str) -> None:
+        """Have the database refuse the rows that are inserted into a table and meet a condition on NEW."""
+        self.query(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION "
+            "'this row is impossible' USING ERRCODE = 'check_violation', CONSTRAINT = 'a_test'; END $$"
+        )
+        self.query(
+            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION refuse()"
+        )
+
+    def forbid_writes(self) -> None:
+        """Have the store find that it cannot write any more, as when the server is a standby now."""
+        self._store.connection.execute("SET default_transaction_read_only = on")
+
+    def allow_writes(self) -> None:
+        """Let the store write again."""
+        self._store.connection.execute("SET default_transaction_read_only = off")
 
     @property
     def in_transaction(self) -> bool:

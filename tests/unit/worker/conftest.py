@@ -126,10 +126,7 @@ class Workshop:
 
     def refuse(self, table, condition):
         """Let the database refuse rows that are inserted into a table."""
-        self.store.connection.execute(
-            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} WHEN {condition} "
-            "BEGIN SELECT RAISE(ABORT, 'this row is impossible'); END"
-        )
+        self.world.place.refuse_rows(table, condition)
 
     def states(self, table="runs"):
         return [row["state"] for row in self.rows(table)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import deque
 
 from dispatcher.sources.amqp.fates import Published
@@ -11,13 +10,13 @@ from dispatcher.sources.amqp.fates import Published
 class FakePublisher:
     """Takes messages when it has room, and tells the fates that the test wants told."""
 
-    def __init__(self, store=None):
+    def __init__(self, place=None):
         self.handed = []  # every message, in the order of handing over
         self.open = {}  # those without a fate, by seq
         self.window = 1000
         self.found = []  # the states in which others find the rows in the store, at the moment of handing over
         self.before_publish = lambda: None
-        self._path = store.path if store is not None else None
+        self._place = place
         self._results = deque()
 
     @property
@@ -27,11 +26,9 @@ class FakePublisher:
     def publish(self, messages):
         self.before_publish()
         assert len(messages) <= self.room
-        if messages and self._path is not None:
-            reader = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True)
-            states = dict(reader.execute("SELECT seq, state FROM outbox").fetchall())
+        if messages and self._place is not None:
+            states = dict(self._place.seen_by_others("SELECT seq, state FROM outbox"))
             self.found += [states.get(message.seq) for message in messages]
-            reader.close()
         for message in messages:
             assert message.seq not in self.open
             self.open[message.seq] = message
@@ -63,16 +60,23 @@ class FakeConsumer:
         self.buffer = deque()
         self.acked = []
         self.processed = deque()
+        self.brought, self.ended = set(), set()
+
+    @property
+    def epochs(self):
+        return frozenset(self.brought - self.ended)
 
     @property
     def has_deliveries(self):
         return bool(self.buffer)
 
     def take(self, limit):
-        return [self.buffer.popleft() for _ in range(min(limit, len(self.buffer)))]
+        taken = [self.buffer.popleft() for _ in range(min(limit, len(self.buffer)))]
+        self.brought.update(delivery.epoch for delivery in taken)
+        return taken
 
     def put_back(self, deliveries):
-        self.buffer.extendleft(reversed(deliveries))
+        self.buffer.extendleft(delivery for delivery in reversed(deliveries) if delivery.epoch not in self.ended)
 
     def ack(self, deliveries):
         self.acked += deliveries

@@ -88,7 +88,7 @@ def test_batch_that_is_not_committed_leaves_nothing_and_no_reply(workshop, point
     assert not answered(request)
     assert workshop.calls.under_way == 0
     assert workshop.calls.free("calls") == 4
-    assert not workshop.store.connection.in_transaction
+    assert not workshop.world.place.in_transaction
 
 
 def test_reply_comes_after_the_commit(workshop):
@@ -137,25 +137,16 @@ def test_return_passes_the_failpoint_between_call_and_record(workshop):
 
 def test_publisher_is_told_when_the_store_cannot_be_written(workshop):
     workshop.rules(ONE)
-    full(workshop)
+    workshop.world.place.forbid_writes()
     request = workshop.ask_to_publish(*numbered(200, event_data={"fill": "x" * 4000}))
-    with pytest.raises(StoreUnusable, match="full"):
+    with pytest.raises(StoreUnusable):
         workshop.turn()
     assert answer(request)["kind"] == "StoreUnusable"
     assert everything(workshop) == {}
-    roomy(workshop)
+    workshop.world.place.allow_writes()
     request = workshop.ask_to_publish({"event_id": "e1"})
     workshop.turn()
     assert told(request) == [("stored", "e1", None)]
-
-
-def full(workshop):
-    pages = workshop.store.connection.execute("PRAGMA page_count").fetchone()[0]
-    workshop.store.connection.execute(f"PRAGMA max_page_count = {pages + 10}").fetchone()
-
-
-def roomy(workshop):
-    workshop.store.connection.execute("PRAGMA max_page_count = 1000000").fetchone()
 
 
 # What the store refuses.

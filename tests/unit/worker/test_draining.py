@@ -15,7 +15,6 @@ from dispatcher import Done, Effect, Handler, Service
 from dispatcher.errors import CannotStart, RulebookRefused
 from dispatcher.plugins.registry import Installed
 from dispatcher.settings import Settings
-from dispatcher.store.sqlite.store import SqliteStore
 from dispatcher.testing import FrozenClock
 from dispatcher.worker import loop
 from dispatcher.worker.calls import Calls
@@ -64,11 +63,11 @@ def make_worker(workshop):
 
     def make(text, **settings):
         workshop.rules(text)
-        path = workshop.store.path
-        workshop.store.close()
+        place = workshop.world.place
+        place.close()
         plan = workshop.engine.plan
-        settings = Settings(store=f"sqlite:///{path}", **settings)
-        return Worker(settings, SqliteStore.open(path), plan, load=lambda: plan)
+        settings = Settings(store=place.setting, state=workshop.world.folder, **settings)
+        return Worker(settings, place.open(), plan, load=lambda: plan)
 
     return make
 

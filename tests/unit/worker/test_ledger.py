@@ -81,13 +81,13 @@ class ModelQueue:
 
 
 def fails_to_write(workshop):
-    workshop.store.connection.execute("PRAGMA query_only = ON")
+    workshop.world.place.forbid_writes()
     try:
         workshop.turn()
     except StoreUnusable:
         pass
     finally:
-        workshop.store.connection.execute("PRAGMA query_only = OFF")
+        workshop.world.place.allow_writes()
 
 
 @pytest.mark.parametrize("seed", range(8))

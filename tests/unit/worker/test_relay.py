@@ -52,7 +52,7 @@ class Shop:
 
     def rules(self, text, policy="hold", senders=VUMI):
         self.workshop.rules(text.replace("POLICY", policy), senders=senders)
-        self.publisher = FakePublisher(self.store)
+        self.publisher = FakePublisher(self.workshop.world.place)
         self.relay = Relay(self.publisher, self.clock)
         self.relay.configure(self.workshop.engine.connections.by_lane)
         self.workshop.batches.relay = self.relay
@@ -61,7 +61,7 @@ class Shop:
     def restart(self):
         """Begin anew as after a crash."""
         self.workshop.restart()
-        self.publisher = FakePublisher(self.store)
+        self.publisher = FakePublisher(self.workshop.world.place)
         self.relay = Relay(self.publisher, self.clock)
         self.relay.configure(self.workshop.engine.connections.by_lane)
         self.relay.recover(self.store)
@@ -156,12 +156,12 @@ def test_exchange_of_any_name_is_published_to(shop, exchange):
 def test_batch_that_is_rolled_back_hands_nothing_over_and_loses_nothing(shop):
     shop.rules(TEXT)
     shop.workshop.store_new({"event_data": {"words": "one"}})
-    shop.store.connection.execute("PRAGMA query_only = ON")  # as when the disk is full
+    shop.workshop.world.place.forbid_writes()
     with pytest.raises(StoreUnusable):
         shop.turn()
     assert shop.publisher.handed == []
     assert shop.relay.in_flight == 0
-    shop.store.connection.execute("PRAGMA query_only = OFF")
+    shop.workshop.world.place.allow_writes()
     shop.work_off()
     shop.tell("confirmed")
     assert shop.words() == ["one"]
@@ -173,7 +173,7 @@ def test_rows_claimed_by_a_batch_that_is_rolled_back_are_claimed_again(shop):
     shop.publisher.window = 0
     shop.publish("one", "two")
     shop.publisher.window = 1000
-    shop.workshop.refuse("runs", "1")
+    shop.workshop.refuse("runs", "1 = 1")
     # The batch takes the waiting rows along, is refused, and is tried in halves down to the culprit, which is parked.
     shop.publish("bad")
     assert shop.publisher.handed == []
