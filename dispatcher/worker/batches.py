@@ -16,7 +16,7 @@ from dispatcher.clock import Clock
 from dispatcher.engine.batch import Batch
 from dispatcher.engine.call import CallReturn
 from dispatcher.engine.counts import Counts
-from dispatcher.engine.intake import Receipt
+from dispatcher.engine.intake import Delivery, Receipt
 from dispatcher.engine.machine import Engine
 from dispatcher.engine.records import OPEN_LANE, Changes, RunKey, RunRow, as_text
 from dispatcher.errors import Contended, DispatcherError, RowsRefused
@@ -267,6 +267,7 @@ class Batches:
             if self.relay is not None and batch.overlay.changes.outbox:
                 self.relay.claim(batch.overlay.changes.outbox)
             transaction.flush(batch.overlay.changes)
+            self._prove_channels(work.deliveries)
             transaction.commit()
         except BaseException:
             batch.abandon()
@@ -277,6 +278,13 @@ class Batches:
         each = (advanced - began) / max(1, batch.counts.events + len(work.due) + len(work.returns))
         self._seconds_each += _SMOOTHING * (each - self._seconds_each) if self._seconds_each else each
         return receipts
+
+    def _prove_channels(self, deliveries: Sequence[Delivery]) -> None:
+        """Raise Contended when a channel has ended that brought one of these: another worker may have it by now."""
+        if self._store.shared and self.consumer is not None:
+            epochs = self.consumer.epochs
+            if any(delivery.epoch is not None and delivery.epoch not in epochs for delivery in deliveries):
+                raise Contended("the channel ended that brought a part of the batch: that part comes again.")
 
     def _after_commit(self, batch: Batch, work: Work) -> None:
         self._relayed()

@@ -318,7 +318,8 @@ class Worker:
     def _recover(self, *, drain: bool) -> None:
         died_elsewhere: list[int] = []
         if self._membership is not None:
-            self._membership.relay = self._broker.relay if self._broker is not None else None
+            if self._broker is not None:
+                self._membership.relay, self._membership.consumer = self._broker.relay, self._broker.consumer
             self._membership.abandoned = self._batches.abandoned
             self._membership.patience = self._is_patient
             died_elsewhere = self._membership.join(drain=drain)

@@ -15,6 +15,7 @@ from dispatcher.worker.guard import slots_of
 from dispatcher.worker.seat import Seat
 
 if TYPE_CHECKING:
+    from dispatcher.sources.amqp.consumer import Consumer
     from dispatcher.store.postgres.session import Patience
     from dispatcher.store.postgres.store import PostgresStore
     from dispatcher.worker.relay import Relay
@@ -24,7 +25,10 @@ _LOOK_PAUSE = 0.02
 
 
 class Membership:
-    """This worker's seat and lease. `relay` is told what dead workers were publishing, once there is one."""
+    """This worker's seat and lease.
+
+    `relay` is told what dead workers were publishing, once there is one; `consumer` is asked which channels are open.
+    """
 
     def __init__(self, settings: Settings, store: PostgresStore, clock: Clock) -> None:
         self._store = store
@@ -33,6 +37,8 @@ class Membership:
         self._name = f"worker {self._seat.index}"
         self._next_look = 0.0
         self.relay: Relay | None = None
+        self.consumer: Consumer | None = None
+        self._epochs: frozenset[str] = frozenset()
         # Runs whose call was under way in a worker that is gone: this worker's now, and yet to be settled.
         self.abandoned: deque[RunKey] = deque()
 
@@ -66,6 +72,10 @@ class Membership:
     def tick(self) -> None:
         """Show that this worker is alive, and look for dead ones, when it is time. Raises LeaseLost, StoreUnusable."""
         self._store.lease.beat()
+        if self.consumer is not None and (epochs := self.consumer.epochs) != self._epochs:
+            # Others may be waiting to hear that a channel has ended, to which what they got again belongs.
+            self._store.keep_channels(epochs)
+            self._epochs = epochs
         if self._clock.monotonic() >= self._next_look:
             self._take_over([])
 

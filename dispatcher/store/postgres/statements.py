@@ -80,7 +80,10 @@ JOIN = (
 )
 PROVE = f"UPDATE workers SET seen_at = {_NOW} WHERE number = %s RETURNING pg_current_xact_id()::text"  # noqa: S608
 TRANSACTION = "SELECT pg_current_xact_id_if_assigned()::text"
-LEAVE = "DELETE FROM workers WHERE number = %s"
+LEAVE = (
+    "WITH left_now AS (DELETE FROM workers WHERE number = %s RETURNING number) "
+    "DELETE FROM channels WHERE worker IN (SELECT number FROM left_now)"
+)
 LAPSE = "UPDATE workers SET seen_at = '' WHERE number = %s"
 _AGO = _NOW.replace("clock_timestamp()", "(clock_timestamp() - make_interval(secs => %({})s))")
 # Silent for the length of a lease; or for a part of it, with a session that has ended.
@@ -106,6 +109,7 @@ TAKE_RUNS = (
     f"AND {_LEFT} RETURNING seq, received_on"
 )
 FORGET_CHANNELS = "DELETE FROM channels WHERE worker = ANY(%s)"
+KEEP_CHANNELS = "DELETE FROM channels WHERE worker = %s AND epoch <> ALL(%s)"
 
 # Writing, in the order of the flush.
 INSERT_CHAIN = "INSERT INTO chains (digest, name, text, first_used_at) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
@@ -182,7 +186,7 @@ CAUSE = "SELECT conversation_key, root_id, hops, traceparent FROM events WHERE s
 # Of channels that nobody holds open any more; `held` tells that one of a live worker would fit, too.
 REPEATED = """
 SELECT u.epoch, u.tag, u.batch, u.origin, u.body_hash, u.event_id, c.epoch IS NOT NULL AS held
-FROM unacked u LEFT JOIN channels c ON c.epoch = u.epoch
+FROM unacked u LEFT JOIN (channels c JOIN workers w ON w.number = c.worker) ON c.epoch = u.epoch
 WHERE u.queue = %s AND u.epoch <> %s AND u.body_hash = %s
 ORDER BY held, u.epoch DESC, u.tag LIMIT 1 FOR UPDATE OF u SKIP LOCKED
 """

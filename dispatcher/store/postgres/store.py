@@ -8,7 +8,7 @@ database's clock is everybody's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -171,6 +171,14 @@ class PostgresStore:
             connection.execute(sql.BURY, (dead,))
             transaction.commit()
         return dead, runs
+
+    def keep_channels(self, epochs: Collection[str]) -> None:
+        """Record that of this worker's channels only these are open still, and that it has nothing of others in hand.
+
+        What it has remembered of the others may come again, to anybody.
+        """
+        with self.session.refusals():
+            self.connection.execute(sql.KEEP_CHANNELS, (self.lease.number, list(epochs)))
 
     def ensure_partitions(self) -> None:
         """Make sure that the tables have a partition for today and the days to come."""

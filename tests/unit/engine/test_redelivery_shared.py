@@ -32,12 +32,31 @@ def place(postgres_place):
 
 
 @pytest.fixture
-def open_channels(world):
-    """The channels that live workers hold open, for a test to say which."""
+def other(world, tmp_path, registry):
+    """Another worker of the same store."""
+
+    class Elsewhere:
+        clock = world.clock
+
+        def open(self):
+            return PostgresStore.open(world.place.url)
+
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = World(folder, registry, Elsewhere())
+    other.store.join("worker 2", look_pause=0.0)
+    yield other.rules(RULES)
+    other.store.close()
+
+
+@pytest.fixture
+def open_channels(world, other):
+    """The channels that the other worker holds open, for a test to say which."""
 
     class Channels:
         def add(self, epoch):
-            world.sql("INSERT INTO channels (epoch, queue, worker) VALUES (?, 'vumi.event', 1)", epoch)
+            number = other.store.lease.number
+            world.sql("INSERT INTO channels (epoch, queue, worker) VALUES (?, 'vumi.event', ?)", epoch, number)
 
         def clear(self):
             world.sql("DELETE FROM channels")
@@ -198,21 +217,27 @@ def test_event_with_an_id_is_known_by_it_and_waits_for_no_channel(world, bring, 
 # Two workers at the same time.
 
 
-@pytest.fixture
-def other(world, tmp_path, registry):
-    """Another worker of the same store."""
+@pytest.mark.parametrize(
+    "end",
+    [lambda store: store.keep_channels(["e9"]), lambda store: store.lease.resign(clean=True)],
+    ids=["told", "left"],
+)
+def test_what_a_worker_had_is_its_own_until_it_says_that_the_channel_ended_or_leaves(world, bring, other, end):
+    other.turn([brought(vote("a"), "e1", 1)])
+    other.store.keep_channels(["e1"])
+    with pytest.raises(Contended):
+        comes_again(bring, "a")
+    end(other.store)
+    assert comes_again(bring, "a") == "="
 
-    class Elsewhere:
-        clock = world.clock
 
-        def open(self):
-            return PostgresStore.open(world.place.url)
-
-    folder = tmp_path / "other"
-    folder.mkdir()
-    other = World(folder, registry, Elsewhere())
-    yield other.rules(RULES)
-    other.store.close()
+def test_what_a_worker_had_that_died_is_its_own_until_it_is_taken_over(world, bring, other):
+    other.turn([brought(vote("a"), "e1", 1)])
+    with pytest.raises(Contended):
+        comes_again(bring, "a")
+    world.store.join("worker 1", look_pause=0.0)
+    assert world.store.take_over([other.store.lease.number], None)[0] == [other.store.lease.number]
+    assert comes_again(bring, "a") == "="
 
 
 def test_what_another_worker_is_about_to_commit_is_waited_for(world, bring, other):

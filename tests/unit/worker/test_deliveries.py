@@ -92,3 +92,19 @@ def test_request_to_publish_nothing_is_answered(workshop, consumer):
     request = workshop.ask_to_publish()
     workshop.turn()
     assert request.wait()["result"] == {"receipts": []}
+
+
+def test_batch_whose_channel_ended_is_kept_only_where_no_other_worker_can_have_got_it(workshop, consumer, monkeypatch):
+    deliver(workshop, consumer, "one", "two")
+    take = consumer.take
+
+    def take_at_the_last_moment(limit):
+        taken = take(limit)
+        consumer.ended.add("e1")
+        return taken
+
+    monkeypatch.setattr(consumer, "take", take_at_the_last_moment)
+    assert workshop.turn()
+    shared = workshop.store.shared
+    assert (workshop.states("events"), tags(consumer.acked)) == (([], []) if shared else (["matched"] * 2, [1, 2]))
+    assert not consumer.buffer
