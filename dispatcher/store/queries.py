@@ -349,15 +349,20 @@ def _listing(
         statement = statement.where(table.c.seq.in_(newest))
     else:
         statement = statement.where(*conditions)
-    # In portions, so that a list of everything needs no more memory than one of them.
-    rows = _rows(connection, statement.order_by(table.c.seq).execution_options(yield_per=_PAGE))
-    return Listing((read(row) for row in rows), total, more)
+    return Listing(_portioned(connection, statement.order_by(table.c.seq), read), total, more)
 
 
 def _all(
     connection: Connection, table: Table, conditions: list[ColumnElement[bool]], read: Callable[[Row], Row]
 ) -> list[Row]:
     return [read(row) for row in _rows(connection, select(table).where(*conditions).order_by(table.c.seq))]
+
+
+def _portioned(connection: Connection, statement: Select[Any], read: Callable[[Row], Row]) -> Iterator[Row]:
+    """Ask with the first row that is wanted, and fetch in portions: a list of everything needs no more memory."""
+    with connection.execute(statement.execution_options(yield_per=_PAGE)) as result:
+        for row in result.mappings():
+            yield read(_named(row))
 
 
 def _rows(connection: Connection, statement: Select[Any]) -> Iterator[Row]:

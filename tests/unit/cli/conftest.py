@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 
 from dispatcher.cli.main import run
+from tests.unit.engine.conftest import emptied_databases, postgres_place
+
+__all__ = ["dispatcher", "emptied_databases", "event_file", "here", "postgres_place"]
 
 RULEBOOK = """\
 version: 1

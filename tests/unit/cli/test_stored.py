@@ -11,11 +11,13 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import get_args
 
+import psycopg
 import pytest
 
 from dispatcher.cli import contacts, dead, events, messages, runs
 from dispatcher.engine import records
 from dispatcher.plugins.context import MessageState
+from dispatcher.settings import load_settings
 from dispatcher.store import operations
 from dispatcher.store.sqlite.lock import socket_path
 from dispatcher.store.sqlite.store import SqliteStore
@@ -46,9 +48,33 @@ def _lines(bodies):
         yield from (body, b"\n")
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def here(request, here, monkeypatch):
+    """The folder that the verbs run in; the store is a file in it, or a database that has a store already."""
+    if request.param == "postgres":
+        monkeypatch.setenv("DISPATCHER_STORE", request.getfixturevalue("postgres_place").url)
+    return here
+
+
+# What is about the file, or about what only goes with one.
+in_a_file = pytest.mark.parametrize("here", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def empty(here):
+    """See that there is a store, without a row."""
+    if load_settings().store_kind == "sqlite":
+        SqliteStore.open(here / "store.db").close()
+
+
 def change(here, statement, *values):
-    with closing(sqlite3.connect(here / "store.db", isolation_level=None)) as connection:
-        connection.execute(statement, values)
+    settings = load_settings()
+    if settings.store_kind == "sqlite":
+        with closing(sqlite3.connect(here / "store.db", isolation_level=None)) as connection:
+            connection.execute(statement, values)
+    else:
+        with psycopg.connect(settings.store_url(), autocommit=True) as connection:
+            connection.execute(statement.replace("?", "%s"), values)
 
 
 LISTS = ("events list", "runs list", "dead list", "contacts list", "messages list")
@@ -68,14 +94,14 @@ def test_every_list_is_one_json_document_and_a_table_of_80_columns(drained, verb
 
 
 @pytest.mark.parametrize("verb", LISTS)
-def test_empty_list_is_an_empty_document_and_a_word_on_stderr(dispatcher, here, verb):
-    SqliteStore.open(here / "store.db").close()
+def test_empty_list_is_an_empty_document_and_a_word_on_stderr(dispatcher, empty, verb):
     assert dispatcher(*verb.split(), "--json").document == []
     said = dispatcher(*verb.split())
     assert (said.code, said.out) == (0, "")
     assert said.err.startswith("no ")
 
 
+@in_a_file
 @pytest.mark.parametrize("verb", [*LISTS, "events show x", "runs retry x", "dead replay x", "contacts erase x --yes"])
 def test_without_a_store_nothing_is_made(dispatcher, here, verb):
     said = dispatcher(*verb.split())
@@ -90,8 +116,7 @@ def test_without_a_store_nothing_is_made(dispatcher, here, verb):
     ["events show x", "events replay x", "runs show x", "runs retry x", "runs cancel x", "dead show x",
      "dead replay x", "dead discard x", "contacts show x", "contacts erase x --yes", "messages show x"],
 )  # fmt: skip
-def test_what_is_not_there_is_told(dispatcher, here, verb):
-    SqliteStore.open(here / "store.db").close()
+def test_what_is_not_there_is_told(dispatcher, empty, verb):
     said = dispatcher(*verb.split())
     assert (said.code, said.out) == (1, "")
     assert "'x'" in said.err
@@ -124,8 +149,7 @@ def test_filters_reach_the_store(drained):
     ["events list --since yesterday", "events list --state lost", "runs list --limit -1", "runs retry",
      "runs retry r --state failed", "dead replay", "dead discard d --all", "runs resolve r", "dead list --kind x"],
 )  # fmt: skip
-def test_arguments_that_make_no_sense_are_a_usage_error(dispatcher, here, arguments):
-    SqliteStore.open(here / "store.db").close()
+def test_arguments_that_make_no_sense_are_a_usage_error(dispatcher, empty, arguments):
     said = dispatcher(*arguments.split())
     assert (said.code, said.out) == (2, "")
 
@@ -163,6 +187,7 @@ def test_dead_letter_is_shown_with_its_body_as_it_came(drained):
     assert "… and 5,001 more characters" in shown[2]
 
 
+@in_a_file
 def test_text_of_strangers_moves_no_terminal(drained):
     evil = "a\x1b]0;owned\x07\u202eb\x9b2J\nc"
     dispatcher = drained(an_event(conversation_key=evil, event_data={"msisdn": "0821234567", "name": evil}))
@@ -179,6 +204,7 @@ def test_text_of_strangers_moves_no_terminal(drained):
     assert dispatcher("events", "show", "e1", "--json").document["conversation_key"] == evil
 
 
+@in_a_file
 def test_wide_and_combining_characters_keep_the_columns_straight(drained):
     dispatcher = drained(an_event(account_key="診療所"), an_event(event_id="e5", account_key="Zoë"))
     first, second = dispatcher("events", "list").out.splitlines()[1:]
@@ -236,6 +262,7 @@ def test_dead_letters_are_replayed_discarded_and_left_with_their_why(drained):
     assert dispatcher("dead", "discard", "--kind", "delivery").out == "0 dead letters discarded\n"
 
 
+@in_a_file
 def test_person_is_erased_from_the_files(drained, here):
     dispatcher = drained()
     said = dispatcher("contacts", "erase", "082 123 4567", "--account", "acc1", "--yes")
@@ -254,6 +281,7 @@ def test_a_script_that_erases_is_not_asked(drained):
     assert dispatcher("contacts", "erase", "0821234567").code == 0
 
 
+@in_a_file
 def test_whoever_sits_at_a_terminal_is_asked_before_a_person_is_erased(drained, monkeypatch):
     dispatcher = drained()
     monkeypatch.setattr("dispatcher.cli.listing._asks", lambda: True)
@@ -305,8 +333,9 @@ def test_story_tells_what_makes_a_run_go_on(drained, here):
 
 
 PUBLISH = (
-    "INSERT INTO outbox (destination, body, message_id, state, not_before, run_id, step, at, error)"
-    " SELECT 'amqp:vumi/sms.outbound', '{}', message_id, ?, at, run_id, 'sms', '2026-11-21T00:00:00Z', ? FROM messages"
+    "INSERT INTO outbox (seq, destination, body, message_id, state, not_before, run_id, step, at, error)"
+    " SELECT 1, 'amqp:vumi/sms.outbound', '{}', message_id, ?, at, run_id, 'sms', '2026-11-21T00:00:00Z', ?"
+    " FROM messages"
 )
 
 
@@ -358,7 +387,8 @@ def test_story_numbers_steps_and_tells_every_attempt_with_its_reason_and_time(dr
     run_id = dispatcher("runs", "list", "--state", "done", "--json").document[0]["run_id"]
     change(
         here,
-        "INSERT INTO steps SELECT run_seq, position, 2, step, handler, 'failed', NULL, 'busy', "
+        "INSERT INTO steps (run_seq, position, attempt, step, handler, state, result, error, started_at, finished_at, "
+        "received_on) SELECT run_seq, position, 2, step, handler, 'failed', NULL, 'busy', "
         "'2026-01-01T00:00:00.000000Z', '2026-01-02T00:00:05.000000Z', received_on FROM steps "
         "WHERE step = 'contact' AND state = 'done'",
     )
@@ -376,6 +406,7 @@ def test_unmatched_event_says_how_to_learn_why(drained):
     assert "`dispatcher run`" in dispatcher("events", "show", "e7").err
 
 
+@in_a_file
 def test_writing_verbs_go_through_the_worker_that_runs(drained, here):
     dispatcher = drained()
     store = SqliteStore.open(here / "store.db")
@@ -398,6 +429,7 @@ def test_writing_verbs_go_through_the_worker_that_runs(drained, here):
     assert [request.verb for request in asked] == ["events.replay"]
 
 
+@in_a_file
 def test_whoever_sits_at_a_terminal_is_asked_before_many_rows_change(drained, monkeypatch):
     dispatcher = drained(b"{", b"[")
     monkeypatch.setattr("dispatcher.cli.listing._asks", lambda: True)
@@ -409,6 +441,7 @@ def test_whoever_sits_at_a_terminal_is_asked_before_many_rows_change(drained, mo
     assert dispatcher("dead", "discard", "--all", "--yes").code == 0
 
 
+@in_a_file
 def test_flags_before_the_verb_are_those_of_the_verb(drained, here, monkeypatch):
     dispatcher = drained()
     monkeypatch.delenv("DISPATCHER_STORE")
