@@ -133,8 +133,8 @@ class _Arguments:
         value = self._args.get(name)
         if value is None:
             return None
-        # A shell hands on bytes that are no UTF-8 as lone surrogates, which no store can look for.
-        if isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value):
+        # A shell hands on bytes that are no UTF-8 as lone surrogates, which no store can look for; nor for a NUL.
+        if isinstance(value, str) and not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
             return value
         raise UsageError(f"{self.verb}: `{name}` must be a text.")
 

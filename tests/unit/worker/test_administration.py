@@ -121,6 +121,7 @@ def test_actor_is_the_user_of_the_process_whatever_the_environment_says(monkeypa
     ("verb", "args"),
     [
         ("runs.retry", {"run": "\udcff"}),
+        ("runs.retry", {"run": "a\0b"}),
         ("runs.retry", {"state": "failed", "account": "\udcff"}),
         ("runs.cancel", {"run": "x", "actor": "\udcff"}),
         ("dead.discard", {"dead": "dead-1", "why": "\udcff"}),
