@@ -108,15 +108,14 @@ class PartitionedClock(FrozenClock):
     def __init__(self, connection: psycopg.Connection) -> None:
         super().__init__()
         self._connection = connection
-        self.days = {self.now().date()}
 
     def advance(self, by: timedelta) -> None:
         """Move forward."""
         from dispatcher.store.postgres import partitions
 
+        before = self.now().date()
         super().advance(by)
-        if self.now().date() not in self.days:
-            self.days.add(self.now().date())
+        if self.now().date() != before:
             partitions.ensure(self._connection, self.now().date().isoformat(), ahead=0)
 
 
@@ -131,16 +130,15 @@ class PostgresPlace:
         # Beside the store's own: what a test looks at is what others see, and it waits for nobody for long.
         self.connection = psycopg.connect(self.url, autocommit=True, options="-c lock_timeout=5s")
         sequences = [name for (name,) in self.connection.execute("SELECT sequencename FROM pg_sequences")]
+        tables = [table.name for table in schema.metadata.sorted_tables if table.name != "facts"]
         self._empty = "; ".join(
             [
-                *(
-                    f"DELETE FROM {table.name}"
-                    for table in schema.metadata.sorted_tables[::-1]
-                    if table.name != "facts"
-                ),
+                "DROP FUNCTION IF EXISTS refuse() CASCADE",
+                *(f"DELETE FROM {table}" for table in tables),
                 *(f"SELECT setval('{name}', 1, false)" for name in sequences),
             ]
         )
+        self._made_with = self._partitions()
         self._spoiled = False
         self._store: Any = None
         self.clock: FrozenClock = PartitionedClock(self.connection)
@@ -157,16 +155,25 @@ class PostgresPlace:
 
     def again(self) -> PostgresPlace | None:
         """Make it ready for another test; None when that cannot be done, and it is gone."""
-        if self._spoiled or len(getattr(self.clock, "days", ())) > 1:
+        if self._spoiled:
             self.drop()
             return None
-        from dispatcher.store.postgres import partitions
-
         self.connection.execute(self._empty)
-        # Retention may have dropped it.
-        partitions.ensure(self.connection, FrozenClock().now().date().isoformat(), ahead=0)
+        if made := self._partitions() - self._made_with:
+            self.connection.execute(f"DROP TABLE {', '.join(made)}")
+        self._ensure_days()
         self.clock = PartitionedClock(self.connection)
         return self
+
+    def _partitions(self) -> set[str]:
+        found = self.connection.execute("SELECT relname FROM pg_class WHERE relkind = 'r' AND relispartition")
+        return {name for (name,) in found}
+
+    def _ensure_days(self) -> None:
+        from dispatcher.store.postgres import partitions
+
+        # Retention may have dropped it.
+        partitions.ensure(self.connection, FrozenClock().now().date().isoformat(), ahead=0)
 
     def open(self) -> Any:
         """Open the store, which is closed after the test if it is still open then."""
@@ -188,11 +195,11 @@ class PostgresPlace:
 
     def refuse_rows(self, table: str, condition: str) -> None:
         """Have the database refuse the rows that are inserted into a table and meet a condition on NEW."""
-        self.query(
+        self.connection.execute(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION "
             "'this row is impossible' USING ERRCODE = 'check_violation', CONSTRAINT = 'a_test'; END $$"
         )
-        self.query(
+        self.connection.execute(
             f"CREATE TRIGGER refuse BEFORE INSERT ON {table} FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION refuse()"
         )
 

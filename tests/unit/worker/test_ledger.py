@@ -65,6 +65,10 @@ class ModelQueue:
 
     # The face of a consumer.
 
+    @property
+    def epochs(self):
+        return {f"e{self._epochs:03}"}
+
     def take(self, limit):
         return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer), self._chance.randint(1, 10)))]
 
