@@ -272,7 +272,7 @@ class Site:
         for worker in self.workers:
             yield f"worker, ended with {worker.process.poll()}:"
             yield from worker.log.read_text().splitlines()[-40:]
-        if (self.folder.path / "store.db").exists():
+        if self.has_store:
             for table in ("events", "runs", "outbox", "messages", "dead_letters"):
                 yield f"{table}: {self.query(f'SELECT state, count(*) FROM {table} GROUP BY 1')}"
             yield f"outbox: {self.query('SELECT DISTINCT destination, state, attempt, error FROM outbox LIMIT 10')}"
@@ -330,12 +330,22 @@ class Site:
 
     def count(self, what: str) -> int:
         """Count rows beside the worker."""
-        return chaos.count(self.folder, what)
+        return self.query(f"SELECT count(*) FROM {what}")[0][0]
+
+    @property
+    def has_store(self) -> bool:
+        """Whether a worker has made the store by now."""
+        return (self.folder.path / "store.db").exists()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the store's own check finds nothing wrong with it."""
+        return self.query("PRAGMA integrity_check") == [("ok",)]
 
     @property
     def stored(self) -> int:
         """How many events came in so far."""
-        return self.count("events WHERE hops = 0") if (self.folder.path / "store.db").exists() else 0
+        return self.count("events WHERE hops = 0") if self.has_store else 0
 
     def wait_for(self, count: int) -> None:
         """Wait until so many events came in."""
@@ -408,9 +418,9 @@ class Site:
 
 
 @contextlib.contextmanager
-def a_site(folder: Folder, vhost: Any, **options: Any) -> Iterator[Site]:
+def a_site(folder: Folder, vhost: Any, make: type[Site] = Site, **options: Any) -> Iterator[Site]:
     """A site whose traffic ends with the test; what it was at is shown with a failure."""
-    site = Site(folder, vhost, **options)
+    site = make(folder, vhost, **options)
     try:
         yield site
     finally:
@@ -430,7 +440,7 @@ def nothing_is_lost_or_doubled(
     `letters`: (reason, event id) of the dead letters that there must be, besides one `unknown` for each text of which
     nobody knows. `resent`: such texts go again, so that one may be out twice. Returns figures, for a closer look.
     """
-    assert site.query("PRAGMA integrity_check") == [("ok",)]
+    assert site.whole
     expected = set(letters)
     dead_events = {event_id for _, event_id in expected}
     in_store = [row[0] for row in site.query("SELECT event_id FROM events WHERE hops = 0")]
