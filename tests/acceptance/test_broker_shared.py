@@ -1,0 +1,84 @@
+"""Several workers share a store in PostgreSQL and consume one queue of events without ids, and some are killed.
+
+Only from the broker's word that it hands something out again, and from what others have on record, can they tell what
+was taken in already from what is equal and new.
+"""
+
+from __future__ import annotations
+
+import collections
+
+import psycopg
+import pytest
+
+from tests.acceptance import brokers
+from tests.acceptance.brokers import EMITTED, EVENTS_QUEUE, TEXTS, Site
+from tests.acceptance.test_broker import historic
+from tests.harness.waiting import wait_until
+
+WORKERS = 3
+
+
+class SharedSite(Site):
+    """A site whose store is read by SQL of PostgreSQL, and whose queues have as many consumers as it has workers."""
+
+    def query(self, statement):
+        with psycopg.connect(self.folder.environ["DISPATCHER_STORE"], autocommit=True) as connection:
+            return connection.execute(statement).fetchall()
+
+    def count(self, what):
+        return self.query(f"SELECT count(*) FROM {what}")[0][0]
+
+    @property
+    def stored(self):
+        return self.count("events WHERE hops = 0")
+
+    @property
+    def consuming(self):
+        running = sum(worker.process.poll() is None for worker in self.workers)
+        found = collections.Counter(consumer["queue"] for consumer in self.vhost.consumers())
+        return found == {EVENTS_QUEUE: running, "sms_transport.event": running}
+
+
+@pytest.fixture
+def site(folder, vhost, postgres):
+    folder.environ["DISPATCHER_STORE"] = postgres
+    with brokers.a_site(folder, vhost, SharedSite) as site:
+        yield site
+
+
+def everyone_got_one_text(site, people):
+    """Assert that each event was taken in once, and its text written once, and sent once where its fate is known."""
+    assert site.stored == sum(people.values())
+    texts = collections.Counter(number for (number,) in site.query("SELECT to_addr FROM messages"))
+    assert texts == people
+    sent = {message_id for (message_id,) in site.query("SELECT message_id FROM messages WHERE state = 'sent'")}
+    held = {message_id for (message_id,) in site.query("SELECT message_id FROM messages WHERE state = 'held'")}
+    assert len(sent) + len(held) == sum(people.values())
+    out = site.collected(TEXTS)
+    assert set(out.values()) == {1}
+    assert sent <= set(out) <= sent | held
+    emitted = {event_id for (event_id,) in site.query("SELECT event_id FROM events WHERE hops = 1")}
+    assert set(site.collected(EMITTED)) == emitted
+    assert len(emitted) == sum(people.values())
+
+
+@pytest.mark.parametrize("fault", ["closed connections", "kills"])
+def test_each_event_without_an_id_is_taken_in_once_whoever_dies(site, rabbit, chance, fault):
+    brokers.install_slow(site.folder)
+    workers = [site.start(amqp_prefetch=50) for _ in range(WORKERS)]
+    events, faults = 900, 4
+    site.publish([historic(number) for number in range(events)]).finish()
+    for part in range(1, faults + 1):
+        site.wait_for(part * events // (faults + 2))
+        if fault == "kills":
+            at = chance.randrange(WORKERS)
+            workers[at].kill()
+            workers[at] = site.start(amqp_prefetch=50)
+        else:
+            rabbit.close_all_connections()
+            wait_until(lambda: len(site.vhost.consumers()) == 2 * WORKERS, "all workers to be back")
+    site.settle(60)
+    assert [worker.stop() for worker in workers] == [0] * WORKERS
+    assert all(worker.said("lease.held") for worker in site.workers)
+    everyone_got_one_text(site, collections.Counter(f"+2782555{number:04d}" for number in range(events)))
