@@ -45,6 +45,8 @@ _STORE: Final = "dispatcher.db"
 _LOG: Final = "run.log"
 # What a demo may leave behind, and takes away when it begins anew.
 _OURS: Final = (_STORE, *(_STORE + end for end in ("-wal", "-shm", ".lock", ".sock", ".slot")), _LOG)
+# Settings of a real installation: another store, and a broker that must not see a demo.
+_NOT_MEANT: Final = ("DISPATCHER_STORE", "DISPATCHER_WORKERS", "DISPATCHER_AMQP", "DISPATCHER_HTTP")
 _ROUNDS: Final = 20
 _PATIENCE: Final = 20.0
 _TICK: Final = 0.01
@@ -77,7 +79,7 @@ def demo(
     began = time.monotonic()
     with Clinic() as clinic:
         environ = {
-            **process_environ(),
+            **{name: value for name, value in process_environ().items() if not name.startswith(_NOT_MEANT)},
             "DISPATCHER_STORE": store,
             "DISPATCHER_RULEBOOK": str(settings.rulebook),
             "CLINIC_URL": clinic.url,

@@ -17,8 +17,19 @@ def demo(tmp_path_factory):
     folder = Folder(tmp_path_factory.mktemp("demo"))
     shutil.copytree(ROOT / "config", folder.path / "config")
     folder.environ["DISPATCHER_RULEBOOK"] = "config/handlers.yaml"
-    del folder.environ["DISPATCHER_STORE"]
-    return folder, folder.run("demo")
+    theirs = folder.environ.pop("DISPATCHER_STORE")
+    # As where a real installation is set up, which a demo leaves alone.
+    real = {
+        "DISPATCHER_STORE": "postgresql://nobody@127.0.0.1:1/nothing",
+        "DISPATCHER_WORKERS": "4",
+        "DISPATCHER_AMQP_URL": "amqp://nobody:none@127.0.0.1:1/nothing",
+    }
+    folder.environ |= real
+    done = folder.run("demo")
+    for name in real:
+        del folder.environ[name]
+    folder.environ["DISPATCHER_STORE"] = theirs
+    return folder, done
 
 
 @pytest.fixture(scope="module")
