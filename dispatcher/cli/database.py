@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -64,6 +65,15 @@ def server_findings(server: Server, settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding("ok", "partitions", "there for today and tomorrow")
     yield _clock(server.behind_seconds)
+
+
+def state_finding(settings: Settings) -> Finding:
+    """Tell whether workers can note here what they have in hand."""
+    folder = settings.state.absolute()
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        told = f"{folder} is no folder that this user may write, so no worker can start here"
+        return Finding("wrong", "state", told, "DISPATCHER_STATE names the folder.")
+    return Finding("ok", "state", f"workers note what they have in hand in {folder}")
 
 
 def server_document(server: Server) -> dict[str, Any]:

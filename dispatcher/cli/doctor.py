@@ -59,7 +59,7 @@ def doctor(
         stored, work = _stored(settings, document, quick=quick)
         findings = stored
         if not quick:
-            findings += [*_disk(settings), *_plugins()]
+            findings += _plugins()
             plan, said = _rulebook(settings, document.get("queued_texts", {}))
             findings += said
             if settings.amqp_url is not None:
@@ -107,11 +107,11 @@ def _stored(settings: Settings, document: dict[str, Any], *, quick: bool) -> tup
         except StoreUnusable as error:
             return [Finding("wrong", "store", error.message.rstrip("."), error.hint)], _AtWork(None)
     worker = _worker(settings, must_run=quick)
-    return [worker, *([] if quick else _file(settings, document))], _AtWork(_runs(worker))
+    return [worker, *([] if quick else (*_file(settings, document), *_disk(settings)))], _AtWork(_runs(worker))
 
 
 def _database(settings: Settings, document: dict[str, Any], *, quick: bool) -> tuple[list[Finding], _AtWork]:
-    from dispatcher.cli.database import alive, server_document, server_findings, worker_finding  # noqa: PLC0415 - see main
+    from dispatcher.cli.database import alive, server_document, server_findings, state_finding, worker_finding  # noqa: PLC0415 - see main
     from dispatcher.store.postgres.migrate import version_at  # noqa: PLC0415
     from dispatcher.store.postgres.workers import read_workers  # noqa: PLC0415
 
@@ -139,6 +139,7 @@ def _database(settings: Settings, document: dict[str, Any], *, quick: bool) -> t
         Finding("ok", "store", f"{settings.store_shown}: schema {found.schema}, {size}"),
         *server_findings(server, settings),
         *_contents(found, has_broker=settings.amqp_url is not None),
+        state_finding(settings),
     ]
     living = len(alive(server.workers, settings))
     return findings, _AtWork(living > 0, living)
@@ -282,14 +283,11 @@ def _outbox(found: Examination, *, has_broker: bool) -> Iterator[Finding]:
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
-    """Look for room where the store is; where it is on a server, where a worker notes what it has in hand."""
-    of_file = settings.store_kind == "sqlite"
-    folder = settings.store_path.absolute().parent if of_file else settings.state.absolute()
+    folder = settings.store_path.absolute().parent
     try:
         free_mb = shutil.disk_usage(folder).free // 2**20
     except OSError as error:
-        hint = "The folder of the store must exist." if of_file else "DISPATCHER_STATE must name a folder."
-        yield Finding("wrong", "disk", f"{folder}: {error.strerror or error}", hint)
+        yield Finding("wrong", "disk", f"{folder}: {error.strerror or error}", "The folder of the store must exist.")
         return
     if free_mb < settings.min_free_mb:
         told = f"{free_mb} MB free in {folder}, less than min_free_mb ({settings.min_free_mb}): nothing is taken in"

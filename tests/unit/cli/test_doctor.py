@@ -239,7 +239,14 @@ def test_a_server_that_cannot_be_reached_is_wrong_and_no_password_is_shown(dispa
     assert "s3cret" not in said.out + said.err
 
 
-def test_where_a_worker_keeps_its_notes_there_must_be_room(dispatcher, shared, monkeypatch):
-    monkeypatch.setenv("DISPATCHER_STATE", "nowhere")
-    found = finding(dispatcher("doctor", "--json"), "disk")
-    assert (found["level"], found["hint"]) == ("wrong", "DISPATCHER_STATE must name a folder.")
+def test_where_workers_keep_their_notes_must_be_a_folder(dispatcher, shared, monkeypatch, here):
+    assert finding(dispatcher("doctor", "--json"), "state")["level"] == "ok"
+    (here / "notes").touch()
+    monkeypatch.setenv("DISPATCHER_STATE", "notes")
+    found = finding(dispatcher("doctor", "--json"), "state")
+    assert (found["level"], found["hint"]) == ("wrong", "DISPATCHER_STATE names the folder.")
+
+
+def test_the_disk_of_a_server_is_its_own_business(dispatcher, shared, monkeypatch):
+    monkeypatch.setenv("DISPATCHER_MIN_FREE_MB", "999999999")
+    assert "disk" not in [found["area"] for found in dispatcher("doctor", "--json").document["findings"]]
