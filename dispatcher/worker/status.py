@@ -60,7 +60,8 @@ class Status:
         metrics = Metrics(sources, self._clock)
         self._listener = Listener(
             self._address,
-            live=lambda: is_live(self.snapshot()),
+            # Whether the loop turns is not to depend on whether a server answers.
+            live=lambda: is_live(self.snapshot(count=False)),
             ready=lambda: is_ready(self.snapshot()),
             metrics=metrics.render,
         )
@@ -93,10 +94,10 @@ class Status:
 
     # What others ask.
 
-    def snapshot(self) -> Snapshot:
-        """Return how the worker is now; any thread."""
+    def snapshot(self, *, count: bool = True) -> Snapshot:
+        """Return how the worker is now; any thread. Without `count`, nothing is asked of the store."""
         paused, unusable, broker = self._paused, self._unusable, self._broker
-        due, stuck = self._outbox_ages()
+        due, stuck = self._outbox_ages() if count else (None, None)
         return Snapshot(
             now=self._clock.monotonic(),
             at=self._clock.now(),

@@ -12,8 +12,16 @@ from dispatcher import urls
 from dispatcher.errors import StoreUnusable
 
 APPLICATION: Final = "dispatcher"
-# How long the server may take to let somebody in, in seconds, where the URL does not say.
-_PATIENCE_SECONDS: Final = 10
+# Where the URL does not say: how long the server may take to let somebody in, in seconds, and after how long a machine
+# that fell silent is given up.
+_DEFAULTS: Final = {
+    "application_name": APPLICATION,
+    "connect_timeout": 10,
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
 
 _CREDENTIALS: Final = "Mend user or password: in the URL, or in the file that DISPATCHER_STORE_PASSWORD_FILE names."
 _TLS: Final = "See sslmode, sslrootcert and sslcert in PostgreSQL's manual; they are options of the URL."
@@ -46,10 +54,8 @@ def connect(url: str, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
     """
     try:
         given = conninfo.conninfo_to_dict(url)
-        for name, value in (("application_name", APPLICATION), ("connect_timeout", _PATIENCE_SECONDS)):
-            given.setdefault(name, value)
         # Without prepared statements, so that a pooler may stand between.
-        return psycopg.connect(**{"prepare_threshold": None, **given, **options})
+        return psycopg.connect(**{**_DEFAULTS, "prepare_threshold": None, **given, **options})
     except psycopg.Error as error:
         raise unusable(url, error) from error
 
