@@ -247,6 +247,7 @@ class Batch:
         return None
 
     def _prefetch(self, wave: list[Attempt]) -> None:
+        self.engine.guard.leave()  # no handler runs while another worker, or the database, is waited for
         self._prefetch_numbers((attempt.handler, attempt.run.stored, attempt.step.number_params) for attempt in wave)
 
     def _prefetch_numbers(self, opened: Iterable[tuple[Handler, StoredEvent, Sequence[str]]]) -> None:

@@ -45,9 +45,9 @@ _PAUSE_AFTER_STORE_ERROR = 1.0
 _SAY_AGAIN_AFTER = 60.0
 _RETENTION_EVERY = 3600.0
 _LONGEST_SLEEP = 30.0
-# Where others write the store too: how often a worker with nothing to do looks whether there is something by now, and
-# how often the busy ones count what waits.
-_LOOK_EVERY = 0.1
+# Where others write the store too: how often a worker with nothing to do looks whether there is something that nobody
+# told of, and how often the busy ones count what waits.
+_LOOK_EVERY = 1.0
 _COUNT_ANEW_EVERY = 1.0
 # While it drains: how often the broker is asked whether anything is left.
 _ASK_BROKER_EVERY = 0.05
@@ -303,7 +303,12 @@ class Worker:
         # A due time is a wall-clock time: a look now and then notices when that clock was set.
         pause = min(pause for pause in [*pauses, _LONGEST_SLEEP] if pause is not None)
         self._status.pulse.sleeps(pause)
-        self._wakeup.wait(pause)
+        if self._membership is None:
+            self._wakeup.wait(pause)
+        else:
+            self._wakeup.wait(pause, self._membership.descriptor)
+            if self._membership.heard():
+                self._batches.count_anew()
 
     def _next_due(self) -> float | None:
         """Return in how many seconds the next run falls due."""

@@ -84,6 +84,15 @@ class Membership:
         """In how many seconds there is something to do at the latest."""
         return min(self._store.lease.beat_every, max(0.0, self._next_look - self._clock.monotonic()))
 
+    @property
+    def descriptor(self) -> int | None:
+        """Where something can be read once another process has written what workers are to take."""
+        return self._store.descriptor
+
+    def heard(self) -> bool:
+        """Whether another process has done so since this was asked last."""
+        return self._store.heard()
+
     def leave(self, *, clean: bool) -> None:
         """Leave the workers; what is not settled is taken over by the next one that looks."""
         clean = clean and not self.abandoned

@@ -29,10 +29,10 @@ class Wakeup:
         except BlockingIOError:
             return  # the pipe is full of wake-ups already
 
-    def wait(self, seconds: float | None) -> None:
-        """Sleep until `set` is called, at most `seconds`."""
-        ready, _, _ = select.select([self._read], [], [], seconds)
-        if ready:
+    def wait(self, seconds: float | None, also: int | None = None) -> None:
+        """Sleep until `set` is called or the descriptor `also` has something to read, at most `seconds`."""
+        ready, _, _ = select.select([self._read] if also is None else [self._read, also], [], [], seconds)
+        if self._read in ready:
             os.read(self._read, 4096)
 
     def close(self) -> None:
@@ -53,10 +53,17 @@ class Signals:
         self._wake = wake
         self._lifeline = lifeline
         self._before: dict[int, object] = {}
-        self.stops = 0
+        # Requests to stop by signals, and by the lifeline: each is written by one thread only.
+        self._signalled = 0
+        self._bidden = 0
         # When the first request to stop came, on the monotonic clock.
         self.stopped_at: float | None = None
         self.reload = False
+
+    @property
+    def stops(self) -> int:
+        """How often a stop was asked for; more than once means to wait for nothing."""
+        return max(self._signalled, self._bidden)
 
     def install(self) -> None:
         """Take over SIGTERM, SIGINT and SIGHUP."""
@@ -82,7 +89,8 @@ class Signals:
         if number == signal.SIGHUP:
             self.reload = True
         else:
-            self._stop(self.stops + 1 if self._lifeline is None else max(self.stops, 1))
+            self._signalled = self._signalled + 1 if self._lifeline is None else 1
+            self._begin()
         self._wake.set()
 
     def _follow(self, lifeline: int) -> None:
@@ -91,12 +99,12 @@ class Signals:
             gone = not os.read(lifeline, 1)
             if not self._before:
                 return  # restored: the wake-up's pipe may be closed by now
-            self._stop(max(self.stops, 1) if gone else 2)
+            self._bidden = max(self._bidden, 1) if gone else 2
+            self._begin()
             self._wake.set()
             if gone:
                 return
 
-    def _stop(self, times: int) -> None:
-        self.stops = times
+    def _begin(self) -> None:
         if self.stopped_at is None:
             self.stopped_at = time.monotonic()

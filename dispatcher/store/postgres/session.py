@@ -70,6 +70,24 @@ class Session:
                 self._connection.close()
             self._connection = None
 
+    @property
+    def descriptor(self) -> int | None:
+        """The socket, None while there is none."""
+        return None if self._connection is None or self._connection.closed else self._connection.fileno()
+
+    def heard(self) -> bool:
+        """Whether a notification has come in since this was asked last; never waits."""
+        connection, heard = self._connection, False
+        if connection is not None and not connection.closed:
+            try:
+                connection.pgconn.consume_input()
+            except psycopg.OperationalError:
+                self.close()  # whoever needs it next says what is wrong
+                return False
+            while connection.pgconn.notifies() is not None:
+                heard = True
+        return heard
+
     def begin(self) -> psycopg.Connection[Any]:
         """Open a transaction, and set the clock by the way; a connection that broke while idle is replaced."""
         fresh = self._connection is None or self._connection.closed

@@ -38,6 +38,11 @@ def on_day(statement: str, day: str) -> str:
     return statement.replace("{day}", day)
 
 
+def within(statement: str, days: str) -> str:
+    """Return a statement with the condition on its days (see `days`) written into it; an empty one means all."""
+    return statement.replace("{days}", days)
+
+
 def _names(columns: Sequence[str], prefix: str = "") -> str:
     return ", ".join(f'{prefix}"{column}"' for column in columns)
 
@@ -73,6 +78,10 @@ END_BACKEND = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE pid = %s AND backend_xid = (%s::numeric %% 4294967296)::text::xid"
 )
+
+# Who writes what workers are to take tells them, so that idle ones need not ask all the time.
+LISTEN = "LISTEN dispatcher"
+NOTIFY = "NOTIFY dispatcher"
 
 # Leases.
 JOIN = (
@@ -200,18 +209,24 @@ EVENT_READ = (
     "generation", "crash_count",
 )  # fmt: skip
 _EVENT = _names(EVENT_READ, "e.")
+# Of each day whether it has new events, and runs that are due.
+DAYS = """
+SELECT d, EXISTS (SELECT 1 FROM events WHERE received_on = d AND state = 'new'),
+       EXISTS (SELECT 1 FROM runs WHERE received_on = d AND due_at <= %s)
+FROM unnest(%s::text[]) d
+"""
 ACCOUNTS_WITH_NEW = """
 WITH RECURSIVE turn(account) AS (
-    SELECT (SELECT min(account_key) FROM events WHERE state = 'new' AND account_key > %(last)s)
+    SELECT (SELECT min(account_key) FROM events WHERE state = 'new' AND account_key > %(last)s{days})
     UNION ALL
-    SELECT (SELECT min(account_key) FROM events WHERE state = 'new' AND account_key > turn.account)
+    SELECT (SELECT min(account_key) FROM events WHERE state = 'new' AND account_key > turn.account{days})
     FROM turn WHERE turn.account IS NOT NULL
 )
 SELECT account FROM turn WHERE account IS NOT NULL LIMIT %(most)s
 """
 NEW_EVENTS = f"""
 SELECT {_EVENT} FROM events e
-WHERE e.state = 'new' AND e.account_key = %s AND e.seq > %s AND e.crash_count = 0
+WHERE e.state = 'new' AND e.account_key = %s AND e.seq > %s AND e.crash_count = 0{{days}}
 ORDER BY e.seq LIMIT %s FOR UPDATE SKIP LOCKED
 """  # noqa: S608
 NEW_EVENT = f"SELECT {_EVENT} FROM events e WHERE e.seq = %s AND e.state = 'new' FOR UPDATE SKIP LOCKED"  # noqa: S608
@@ -220,25 +235,26 @@ STILL_NEW = (
 )
 ACCOUNTS_WITH_DUE = """
 WITH RECURSIVE turn(account) AS (
-    SELECT (SELECT min(account_key) FROM runs WHERE due_at IS NOT NULL AND lane = %(lane)s AND account_key > %(last)s)
+    SELECT (SELECT min(account_key) FROM runs
+            WHERE due_at IS NOT NULL AND lane = %(lane)s AND account_key > %(last)s{days})
     UNION ALL
     SELECT (SELECT min(account_key) FROM runs
-            WHERE due_at IS NOT NULL AND lane = %(lane)s AND account_key > turn.account)
+            WHERE due_at IS NOT NULL AND lane = %(lane)s AND account_key > turn.account{days})
     FROM turn WHERE turn.account IS NOT NULL
 )
 SELECT account FROM turn WHERE account IS NOT NULL LIMIT %(most)s
 """
 DUE = (
-    "SELECT seq, received_on FROM runs WHERE lane = %s AND due_at <= %s AND due_at IS NOT NULL "
+    "SELECT seq, received_on FROM runs WHERE lane = %s AND due_at <= %s AND due_at IS NOT NULL{days} "
     "ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED"
 )
 DUE_OF_ACCOUNT = (
-    "SELECT seq, received_on FROM runs WHERE lane = %s AND account_key = %s AND due_at <= %s AND due_at IS NOT NULL "
-    "ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED"
+    "SELECT seq, received_on FROM runs "
+    "WHERE lane = %s AND account_key = %s AND due_at <= %s AND due_at IS NOT NULL{days} ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED"
 )
 DUE_OF_EVENT = "SELECT seq, received_on FROM runs WHERE event_seq = %s AND due_at <= %s FOR UPDATE SKIP LOCKED"
 NEXT_DUE = "SELECT min(due_at) FROM runs WHERE lane = '' AND due_at IS NOT NULL"
-QUEUED_LANES = "SELECT lane, count(*) FROM runs WHERE due_at IS NOT NULL AND lane > '' GROUP BY lane"
+QUEUED_LANES = "SELECT lane, count(*) FROM runs WHERE due_at IS NOT NULL AND lane > ''{days} GROUP BY lane"
 # The first condition is that of the index `runs_open`.
 RUNNING = (
     "SELECT seq, received_on FROM runs WHERE state IN ('running', 'held') AND state = 'running' "

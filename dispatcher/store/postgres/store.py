@@ -20,6 +20,7 @@ from dispatcher.store.postgres import migrate, partitions
 from dispatcher.store.postgres import statements as sql
 from dispatcher.store.postgres.blocks import Blocks
 from dispatcher.store.postgres.clock import DatabaseClock
+from dispatcher.store.postgres.days import Days
 from dispatcher.store.postgres.leases import Lease
 from dispatcher.store.postgres.session import Session
 from dispatcher.store.postgres.transaction import PostgresTransaction
@@ -47,6 +48,7 @@ class PostgresStore:
         self.clock: DatabaseClock = session.clock
         self.lease = Lease(session, lease_seconds)
         self.blocks = Blocks()
+        self.days = Days()
         self.known_chains: set[str] = set()
         # (epoch, queue) of the channels that are on record as this worker's.
         self.open_channels: set[tuple[str, str]] = set()
@@ -99,6 +101,8 @@ class PostgresStore:
         """
         with self.session.refusals():
             try:
+                if self.lease.number is not None:
+                    self.days.look(self.connection, self.clock.now())
                 yield PostgresTransaction(self, self.session.begin())
             finally:
                 self.session.rollback()
@@ -131,6 +135,8 @@ class PostgresStore:
                     # Getting to know the server, SQLAlchemy has rolled back.
                     raw.execute("BEGIN")
                     result = change(connection)
+                    if self.lease.number is None:
+                        raw.execute(sql.NOTIFY)
                     self.session.commit(self.lease.prove(raw))
             except sqlalchemy.exc.DBAPIError as error:
                 if isinstance(error.orig, psycopg.Error):
@@ -145,7 +151,9 @@ class PostgresStore:
     def join(self, name: str, *, look_pause: float) -> int:
         """Enter this process among the workers, by a number that none ever had; see `leases`."""
         with self.session.refusals():
+            self.session.prepare.append(_listen)
             number = self.lease.join(name)
+            _listen(self.session.connection)
         self.look_pause = look_pause
         return number
 
@@ -203,6 +211,18 @@ class PostgresStore:
         else:
             self._looked.pop(what, None)
 
+    @property
+    def descriptor(self) -> int | None:
+        """Where something can be read once another process has told that there is something to do; see `heard`."""
+        return self.session.descriptor
+
+    def heard(self) -> bool:
+        """Whether another process has told so since this was asked last."""
+        heard = self.session.heard()
+        if heard:
+            self.look_anew()
+        return heard
+
     def next_due(self) -> str | None:
         """Return when the next run falls due, None when none waits."""
         return self._value(sql.NEXT_DUE)
@@ -210,7 +230,7 @@ class PostgresStore:
     def queued_calls(self) -> dict[str, int]:
         """Return how many calls wait for a slot, by lane."""
         with self.session.refusals():
-            return dict(self.connection.execute(sql.QUEUED_LANES).fetchall())
+            return dict(self.connection.execute(sql.within(sql.QUEUED_LANES, self.days.of("due"))).fetchall())
 
     def next_outbox_due(self, lane: str) -> str | None:
         """Return when the next row of the outbox falls due in this lane, None when it has none."""
@@ -224,3 +244,7 @@ class PostgresStore:
         with self.session.refusals():
             row = self.connection.execute(statement, params).fetchone()
         return None if row is None or row[0] is None else str(row[0])
+
+
+def _listen(connection: psycopg.Connection[Any]) -> None:
+    connection.execute(sql.LISTEN)

@@ -48,6 +48,8 @@ class PostgresTransaction:
     def commit(self) -> None:
         """Make it durable: when this returns, it is synced to the disk. Raises LeaseLost where that is past."""
         failpoints.reach("batch.before_commit")
+        if self._store.lease.number is None:
+            self._execute(sql.NOTIFY)
         self._store.session.commit(self._store.lease.prove(self.connection))
         self._store.waits = True
         failpoints.reach("batch.after_commit")
@@ -141,7 +143,16 @@ class PostgresTransaction:
         """Return up to `limit` new events; accounts take turns, and each account's events come in their order."""
         if not self._store.worth_a_look("new"):
             return []
-        accounts = self._turn("new", sql.ACCOUNTS_WITH_NEW, {})
+        days = self._store.days.of("new")
+        taken = self._take_new(limit, days)
+        if not taken and days and not self._store.look_pause:
+            taken = self._take_new(limit, "")  # whoever ends at nothing must have looked everywhere
+        self._store.looked("new", found=bool(taken))
+        return taken
+
+    def _take_new(self, limit: int, days: str) -> list[StoredEvent]:
+        accounts = self._turn("new", sql.within(sql.ACCOUNTS_WITH_NEW, days), {})
+        events = sql.within(sql.NEW_EVENTS, days.replace("received_on", "e.received_on"))
         taken: list[StoredEvent] = []
         behind = dict.fromkeys(accounts, 0)
         while behind and len(taken) < limit:
@@ -149,13 +160,12 @@ class PostgresTransaction:
             for account, seq in list(behind.items()):
                 if len(taken) >= limit:
                     break
-                found = self._all(sql.NEW_EVENTS, (account, seq, min(share, limit - len(taken))))
+                found = self._all(events, (account, seq, min(share, limit - len(taken))))
                 taken.extend(rows.stored_event(row) for row in found)
                 if len(found) < share:
                     del behind[account]
                 else:
                     behind[account] = found[-1][0]
-        self._store.looked("new", found=bool(taken))
         return taken
 
     def take_event(self, seq: int) -> StoredEvent | None:
@@ -170,17 +180,25 @@ class PostgresTransaction:
         """
         if not self._store.worth_a_look(f"due {lane}"):
             return []
-        keys = self._all(sql.DUE, (lane, now, limit))
-        if len(keys) == limit and limit > 1:
-            chosen = dict.fromkeys(keys[: limit // 2])
-            accounts = self._turn(f"due {lane}", sql.ACCOUNTS_WITH_DUE, {"lane": lane})
-            share = max(1, (limit - len(chosen)) // max(1, len(accounts)))
-            for account in accounts:
-                chosen.update(dict.fromkeys(self._all(sql.DUE_OF_ACCOUNT, (lane, account, now, share))))
-            chosen.update(dict.fromkeys(keys))
-            keys = list(chosen)[:limit]
+        days = self._store.days.of("due")
+        keys = self._due(lane, now, limit, days)
+        if not keys and days and not self._store.look_pause:
+            keys = self._due(lane, now, limit, "")  # whoever ends at nothing must have looked everywhere
         self._store.looked(f"due {lane}", found=bool(keys))
         return self.runs(keys)
+
+    def _due(self, lane: str, now: str, limit: int, days: str) -> list[RunKey]:
+        keys = self._all(sql.within(sql.DUE, days), (lane, now, limit))
+        if len(keys) == limit and limit > 1:
+            chosen = dict.fromkeys(keys[: limit // 2])
+            accounts = self._turn(f"due {lane}", sql.within(sql.ACCOUNTS_WITH_DUE, days), {"lane": lane})
+            share = max(1, (limit - len(chosen)) // max(1, len(accounts)))
+            of_account = sql.within(sql.DUE_OF_ACCOUNT, days)
+            for account in accounts:
+                chosen.update(dict.fromkeys(self._all(of_account, (lane, account, now, share))))
+            chosen.update(dict.fromkeys(keys))
+            keys = list(chosen)[:limit]
+        return keys
 
     def take_due_of_event(self, event_seq: int, now: str) -> list[RunRow]:
         """Return the due runs of one event, whatever their lane."""
@@ -271,6 +289,7 @@ class PostgresTransaction:
             self._store.look_anew("new")
         for run in (*changes.new_runs, *changes.changed_runs.values()):
             if run.due_at is not None:
+                self._store.days.add("due", [run.stored.received_on])
                 self._store.look_anew(f"due {run.lane}")
 
     def hash_of(self, key: Key) -> bytes:
