@@ -32,8 +32,15 @@ def lifeline():
             os.write(write, text)
 
     yield read, tell
-    for end in (*ends, read):
+    for end in ends:
         os.close(end)
+    # Whoever listens must have heard of that before the number is another pipe's.
+    wait_until(nobody_listens)
+    os.close(read)
+
+
+def nobody_listens():
+    return not any(thread.name == "lifeline" for thread in threading.enumerate())
 
 
 @pytest.fixture
@@ -81,7 +88,7 @@ def test_the_end_of_the_supervisor_changes_nothing_for_a_worker_that_drains(supe
     signal.raise_signal(signal.SIGTERM)
     lifeline[1]()
 
-    wait_until(lambda: not any(thread.name == "lifeline" for thread in threading.enumerate()))
+    wait_until(nobody_listens)
     assert supervised.stops == 1
 
 
@@ -95,5 +102,5 @@ def test_what_comes_after_the_worker_has_ended_is_ignored(wake, lifeline):
     signals.restore()
     lifeline[1]()
 
-    wait_until(lambda: not any(thread.name == "lifeline" for thread in threading.enumerate()))
+    wait_until(nobody_listens)
     assert signals.stops == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -82,7 +83,7 @@ class Bench:
         return self.turn()
 
     def stop(self):
-        self.supervisor.signals.stops += 1
+        self.supervisor.signals._note(signal.SIGTERM, None)
         return self.turn()
 
 
@@ -255,7 +256,8 @@ def test_a_second_stop_is_passed_on_and_a_third_changes_nothing():
 
 def test_two_signals_that_came_together_are_passed_on_as_two():
     bench = Bench(2)
-    bench.supervisor.signals.stops = 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        bench.supervisor.signals._note(number, None)
     bench.turn()
 
     assert [process.told for process in bench.started] == [["stop", "give up"]] * 2
