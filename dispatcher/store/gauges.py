@@ -6,6 +6,7 @@ walk over a partial index that holds open rows only. No SQLAlchemy: a worker tha
 
 from __future__ import annotations
 
+import math
 import shutil
 import sqlite3
 import threading
@@ -27,6 +28,10 @@ _PATIENCE_SECONDS: Final = 1.0
 # somebody asks, at most a twentieth of a processor goes into it.
 _FRESH_SECONDS: Final = 1.0
 _FRESH_FACTOR: Final = 20.0
+# The processor of a server is everybody's: each worker that is asked takes a hundredth of it at most.
+_FRESH_FACTOR_SHARED: Final = 100.0
+# A server may take long to say nothing; it is asked again all the same.
+_LONGEST_FAILURE_SECONDS: Final = 10.0
 
 _NEW_EVENTS = "SELECT count(*), min(seq) FROM events WHERE state = 'new'"
 _RECEIVED_AT = "SELECT received_at FROM events WHERE seq = ?"
@@ -154,11 +159,13 @@ def gauges_of(settings: Settings) -> Callable[[datetime], Gauges]:
 class FreshGauges:
     """The gauges of one store for many who ask at once: counted by one of them, for a while good for all.
 
-    `count` counts them, as of the time that it is given; it may raise StoreUnusable.
+    `count` counts them, as of the time that it is given; it may raise StoreUnusable. They are good for `factor` times
+    as long as it took.
     """
 
-    def __init__(self, count: Callable[[datetime], Gauges], clock: Clock) -> None:
+    def __init__(self, count: Callable[[datetime], Gauges], clock: Clock, *, factor: float = _FRESH_FACTOR) -> None:
         self._read = count
+        self._factor = factor
         self._clock = clock
         self._lock = threading.Lock()
         self._found: Gauges | StoreUnusable | None = None
@@ -183,10 +190,18 @@ class FreshGauges:
         began = self._clock.monotonic()
         if self._found is not None and began < self._until:
             return self._found  # somebody else has just counted
+        longest = math.inf
         try:
             self._found = self._read(self._clock.now())
         except StoreUnusable as error:
             self._found = error
+            longest = _LONGEST_FAILURE_SECONDS
         ended = self._clock.monotonic()
-        self._until = ended + max(_FRESH_SECONDS, _FRESH_FACTOR * (ended - began))
+        self._until = ended + max(_FRESH_SECONDS, min(longest, self._factor * (ended - began)))
         return self._found
+
+
+def fresh_gauges(settings: Settings, clock: Clock) -> FreshGauges:
+    """Return the gauges of the store of these settings; the clock is the one that the store goes by."""
+    factor = _FRESH_FACTOR if settings.store_kind == "sqlite" else _FRESH_FACTOR_SHARED
+    return FreshGauges(gauges_of(settings), clock, factor=factor)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dispatcher.clock import Clock
 from dispatcher.errors import StoreUnusable
 from dispatcher.settings import Settings
-from dispatcher.store.gauges import FreshGauges, Gauges, gauges_of
+from dispatcher.store.gauges import Gauges, fresh_gauges
 from dispatcher.store.ports import Store
 from dispatcher.worker.batches import Batches
 from dispatcher.worker.calls import Calls
@@ -39,7 +39,7 @@ class Status:
         self._calls = calls
         self._rulebooks = rulebooks
         self._broker = broker
-        self._gauges = FreshGauges(gauges_of(settings), clock)
+        self._gauges = fresh_gauges(settings, clock)
         self._listener: Listener | None = None
         self._started_at = clock.monotonic()
         self._draining_since: float | None = None

@@ -276,6 +276,19 @@ def test_a_store_that_takes_long_to_count_is_counted_less_often(shop_of_one, cou
     assert counting.times == 2
 
 
+def test_numbers_are_good_for_as_many_times_longer_as_one_says(shop_of_one, counting):
+    fresh = FreshGauges(counting, shop_of_one.clock, factor=100)
+    counting.takes = 0.5
+
+    fresh.read()
+    shop_of_one.clock.advance(timedelta(seconds=49))
+    fresh.read()
+    assert counting.times == 1
+    shop_of_one.clock.advance(timedelta(seconds=1))
+    fresh.read()
+    assert counting.times == 2
+
+
 def test_a_store_that_cannot_be_counted_is_asked_again_a_second_later(shop_of_one, counting):
     fresh = FreshGauges(counting, shop_of_one.clock)
     counting.broken = True
@@ -286,6 +299,17 @@ def test_a_store_that_cannot_be_counted_is_asked_again_a_second_later(shop_of_on
     assert counting.times == 1
     counting.broken = False
     shop_of_one.clock.advance(timedelta(seconds=1))
+    assert fresh.read() == counting.sample
+
+
+def test_a_store_that_takes_long_to_fail_is_asked_again_soon(shop_of_one, counting):
+    fresh = FreshGauges(counting, shop_of_one.clock, factor=100)
+    counting.takes, counting.broken = 3.0, True
+
+    with pytest.raises(StoreUnusable):
+        fresh.read()
+    counting.broken = False
+    shop_of_one.clock.advance(timedelta(seconds=10))
     assert fresh.read() == counting.sample
 
 
