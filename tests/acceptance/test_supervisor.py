@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psycopg
@@ -232,6 +233,14 @@ class Fleet:
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
         return self.process.wait(DEADLINE)
+
+
+@pytest.fixture(autouse=True)
+def _short_temporary_folder(folder):
+    """A folder for sockets, whose path is short enough for them, and where a killed supervisor may leave its own."""
+    with tempfile.TemporaryDirectory(prefix="crew-", ignore_cleanup_errors=True) as short:
+        folder.environ["TMPDIR"] = short
+        yield
 
 
 @pytest.fixture
