@@ -16,7 +16,6 @@ from dispatcher.errors import DispatcherError, LeaseLost, StoreUnusable
 from dispatcher.events.limits import Limits
 from dispatcher.rules.plan import Plan
 from dispatcher.settings import Settings
-from dispatcher.sources.embedded import SOURCE as EMBEDDED
 from dispatcher.store.ports import Store
 from dispatcher.store.retention import Keep, Retention
 from dispatcher.store.sqlite.lock import slot_path, socket_path
@@ -29,6 +28,7 @@ from dispatcher.worker.control import ControlServer, WorkerStopping
 from dispatcher.worker.guard import EXIT_RESTART, CrashGuard, Watchdog
 from dispatcher.worker.inbox import Inbox
 from dispatcher.worker.recovery import Recovery
+from dispatcher.worker.remarks import Remarks
 from dispatcher.worker.room import Room
 from dispatcher.worker.rulebooks import Rulebooks, tell_disabled
 from dispatcher.worker.signals import Signals, Wakeup
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 _REPORT_EVERY = 10.0
 _CHECK_ROOM_EVERY = 1.0
 _PAUSE_AFTER_STORE_ERROR = 1.0
-_SAY_AGAIN_AFTER = 60.0
 _RETENTION_EVERY = 3600.0
 _LONGEST_SLEEP = 30.0
 # Where others write the store too: how often a worker with nothing to do looks whether there is something that nobody
@@ -123,12 +122,13 @@ class Worker:
             self._control = ControlServer(socket_path(settings.store_path), self._inbox.submit)
         self._room = Room(settings, disk=None if store.shared else settings.store_path.parent)
         self._paused: str | None = None
+        # Whether another worker has taken this one's work over.
+        self._fenced = False
         self._status = Status(
             settings, store, self._clock, batches=self._batches, calls=self._calls, rulebooks=self._rulebooks,
             broker=self._broker,
         )  # fmt: skip
-        self._said: dict[str, float] = {}
-        self._refused = 0
+        self._remarks = Remarks(self._clock)
         self._next: dict[str, float] = {}
 
     def run(self, *, drain: bool) -> int:
@@ -165,7 +165,7 @@ class Worker:
             unexpected = False
         except LeaseLost as lost:
             log.error("lease.lost", reason=lost.message, exit_code=EXIT_RESTART)
-            code, unexpected = EXIT_RESTART, False
+            code, unexpected, self._fenced = EXIT_RESTART, False, True
         except DispatcherError:
             unexpected = False
             raise
@@ -230,31 +230,18 @@ class Worker:
         except StoreUnusable as error:
             if drain:
                 raise
-            self._say_once("store.unusable", error=str(error))
+            self._remarks.fault("store.unusable", error=str(error))
             self._status.store_fails(error.message)
             self._status.pulse.sleeps(_PAUSE_AFTER_STORE_ERROR)
             self._wakeup.wait(_PAUSE_AFTER_STORE_ERROR)
             return not stopping  # when it stops, the grace runs out all the same
         self._status.store_fails(None)
         if worked:
-            self._tell_refused()
+            self._remarks.refused(self._batches.totals)
         if self._every("report", _REPORT_EVERY) and worked:
             totals = self._batches.totals
             log.info("worker.progressed", events=totals.events, unmatched=totals.unmatched, **totals.outcomes)
         return worked
-
-    def _tell_refused(self) -> None:
-        """Tell of deliveries that became dead letters, once a minute: nobody else tells whoever published them."""
-        refused = sum(
-            number
-            for (source, kind), number in self._batches.totals.deliveries.items()
-            if kind == "refused" and source != EMBEDDED
-        )
-        now = self._clock.monotonic()
-        if refused > self._refused and now >= self._said.get("deliveries.refused", 0.0):
-            self._said["deliveries.refused"] = now + _SAY_AGAIN_AFTER
-            log.warning("deliveries.refused", deliveries=refused - self._refused)
-            self._refused = refused
 
     def _forget(self) -> None:
         """Forget a chunk of what is old, once an hour as often as there is more."""
@@ -283,7 +270,7 @@ class Worker:
             return
         reason = self._room.lacks(sum(self._batches.queued.values()))
         if reason is not None:
-            self._say_once("sources.paused", reason=reason)
+            self._remarks.fault("sources.paused", reason=reason)
         elif self._paused is not None:
             log.info("sources.resumed")
         self._paused = reason
@@ -332,8 +319,10 @@ class Worker:
         def wait_for_calls() -> None:
             while (self._calls.under_way or self._calls.has_returns) and not self._signals.stops:
                 self._calls.expire()
+                if self._membership is not None:
+                    self._membership.tick()
                 if not self._batches.turn(intake=False, due=False):
-                    self._wakeup.wait(self._calls.next_deadline())
+                    self._wakeup.wait(min(self._calls.next_deadline() or 0.0, _LOOK_EVERY))
 
         Recovery(
             self._store,
@@ -346,7 +335,7 @@ class Worker:
 
     def _is_patient(self, reason: str) -> bool:
         """Whether to wait on for a store that was lost in the middle of a commit; called now and then meanwhile."""
-        self._say_once("store.unusable", error=reason)
+        self._remarks.fault("store.unusable", error=reason)
         self._status.store_fails(reason)
         self._status.pulse.sleeps(_PAUSE_AFTER_STORE_ERROR)
         return not self._signals.exceeds(self._settings.drain_seconds)
@@ -372,23 +361,16 @@ class Worker:
         self._next[what] = now + seconds
         return True
 
-    def _say_once(self, event: str, **facts: object) -> None:
-        """Log a lasting fault once a minute, not once a turn."""
-        now = self._clock.monotonic()
-        if now >= self._said.get(event, 0.0):
-            self._said[event] = now + _SAY_AGAIN_AFTER
-            log.error(event, **facts)
-
     def _close(self, *, orderly: bool) -> None:
         if self._control is not None:
             self._control.stop()
         self._status.stop()
         self._inbox.refuse_all(WorkerStopping("the worker has stopped.", hint="Try again."))
-        settled = orderly and not self._calls.under_way and not self._calls.has_returns
+        settled = orderly and not self._fenced and not self._calls.under_way and not self._calls.has_returns
         self._calls.close()
         if self._broker is not None:
             self._broker.stop(_FAREWELL_SECONDS)
-            if orderly:
+            if orderly and not self._fenced:
                 self._broker.settle(self._store)
         self._rulebooks.close()
         # Calls that are still out are told by the journal (`started`); the slots only name crash suspects. What

@@ -60,6 +60,7 @@ class Lease:
                     connection = self._session.begin()
                     self.prove(connection)
                     connection.execute("COMMIT")
+                    self.proven()
                     self._show_life(connection)  # again: the server may have taken an earlier session for alive then
                 finally:
                     self._session.rollback()
@@ -78,8 +79,11 @@ class Lease:
                     "this worker was silent for so long that another one has taken its work over.",
                     hint="It ends, to be started again; nothing that it had in hand was lost.",
                 )
-            self._beaten_at = time.monotonic()
         return None if row is None else row[0]
+
+    def proven(self) -> None:
+        """What was proven is committed: others see that this worker is alive."""
+        self._beaten_at = time.monotonic()
 
     def dead(self, connection: psycopg.Connection[Any], surely: Iterable[int] = ()) -> list[int]:
         """Lock and return the workers that are dead; `surely` are those of whom that is known.

@@ -250,7 +250,8 @@ DUE = (
 )
 DUE_OF_ACCOUNT = (
     "SELECT seq, received_on FROM runs "
-    "WHERE lane = %s AND account_key = %s AND due_at <= %s AND due_at IS NOT NULL{days} ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED"
+    "WHERE lane = %s AND account_key = %s AND due_at <= %s AND due_at IS NOT NULL{days} "
+    "ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED"
 )
 DUE_OF_EVENT = "SELECT seq, received_on FROM runs WHERE event_seq = %s AND due_at <= %s FOR UPDATE SKIP LOCKED"
 NEXT_DUE = "SELECT min(due_at) FROM runs WHERE lane = '' AND due_at IS NOT NULL"

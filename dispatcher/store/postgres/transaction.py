@@ -51,6 +51,7 @@ class PostgresTransaction:
         if self._store.lease.number is None:
             self._execute(sql.NOTIFY)
         self._store.session.commit(self._store.lease.prove(self.connection))
+        self._store.lease.proven()
         self._store.waits = True
         failpoints.reach("batch.after_commit")
 
@@ -284,6 +285,7 @@ class PostgresTransaction:
     def flushed(self, changes: Changes) -> None:
         """Remember, after the commit, what need not be asked again."""
         self._store.known_chains.update(changes.chains)
+        self._store.open_channels.update((row[0], row[4]) for row in changes.unacked)
         # What the batch left for later is there to be taken at once.
         if any(row[EVENT_STATE] == "new" for row in changes.events.values()):
             self._store.look_anew("new")
