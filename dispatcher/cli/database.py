@@ -50,7 +50,7 @@ def server_findings(server: Server, settings: Settings) -> Iterator[Finding]:
     yield from _durability(server)
     used = f"{server.connections_used} of {server.connections_allowed} connections are in use"
     if server.connections_used > _FULL * server.connections_allowed:
-        hint = "A worker takes two or three, and one more while it is scraped: raise max_connections of the server."
+        hint = "A worker takes two, and one more while its store is counted: raise max_connections of the server."
         yield Finding("look", "connections", used, hint)
     else:
         yield Finding("ok", "connections", used)

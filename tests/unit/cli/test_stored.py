@@ -111,6 +111,15 @@ def test_without_a_store_nothing_is_made(dispatcher, here, verb):
     assert not (here / "store.db").exists()
 
 
+@in_a_file
+@pytest.mark.parametrize("verb", LISTS)
+def test_a_server_that_cannot_be_reached_is_told_without_its_password(dispatcher, verb):
+    said = dispatcher(*verb.split(), "--store", "postgresql://me:s3cret@127.0.0.1:1/db")
+    assert (said.code, said.out) == (3, "")
+    assert "the store postgresql://me:***@127.0.0.1:1/db cannot be used" in said.err
+    assert "s3cret" not in said.err
+
+
 @pytest.mark.parametrize(
     "verb",
     ["events show x", "events replay x", "runs show x", "runs retry x", "runs cancel x", "dead show x",

@@ -151,6 +151,15 @@ def test_reading_leaves_the_file_as_it_was(path):
     SqliteStore.open(path).close()
 
 
+def test_reading_a_file_brings_no_driver_of_a_server(path):
+    script = (
+        "import sys; from dispatcher.store.reading import open_reader\n"
+        "with open_reader(sys.argv[1]) as connection: connection.exec_driver_sql('SELECT 1')\n"
+        "sys.exit('psycopg' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, f"sqlite:///{path}"], check=False, timeout=60).returncode == 0
+
+
 def test_damage_is_told(path):
     size = path.stat().st_size
     with path.open("r+b") as file:
