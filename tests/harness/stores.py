@@ -17,7 +17,7 @@ from dispatcher.testing import FrozenClock
 from tests.harness.databases import Databases
 
 # After these, a database is not as it was when its rows are gone.
-SPOILS = re.compile(r"\s*(CREATE|ALTER|DROP)\b|.*\b(facts|alembic_version)\b", re.IGNORECASE)
+SPOILS = re.compile(r"(CREATE|ALTER|DROP)\b|(INSERT|UPDATE|DELETE)\b.*\b(facts|alembic_version)\b", re.IGNORECASE)
 
 
 def in_order(table: str) -> str:
@@ -141,6 +141,7 @@ class PostgresPlace:
         self._made_with = self._partitions()
         self._spoiled = False
         self._store: Any = None
+        self._left: Any = None
         self.clock: FrozenClock = PartitionedClock(self.connection)
 
     @property
@@ -159,9 +160,11 @@ class PostgresPlace:
             self.drop()
             return None
         self.connection.execute(self._empty)
-        if made := self._partitions() - self._made_with:
+        there = self._partitions()
+        if made := there - self._made_with:
             self.connection.execute(f"DROP TABLE {', '.join(made)}")
-        self._ensure_days()
+        if self._made_with - there:
+            self._ensure_days()  # retention has dropped some
         self.clock = PartitionedClock(self.connection)
         return self
 
@@ -172,14 +175,14 @@ class PostgresPlace:
     def _ensure_days(self) -> None:
         from dispatcher.store.postgres import partitions
 
-        # Retention may have dropped it.
         partitions.ensure(self.connection, FrozenClock().now().date().isoformat(), ahead=0)
 
     def open(self) -> Any:
-        """Open the store, which is closed after the test if it is still open then."""
+        """Open the store, by the connection of the test before if that is left: a new one takes longer than a test."""
         from dispatcher.store.postgres.store import PostgresStore
 
-        self._store = PostgresStore.open(self.url)
+        session, self._left = self._left, None
+        self._store = PostgresStore.open(self.url) if session is None else PostgresStore(session, lease_seconds=60.0)
         return self._store
 
     def query(self, statement: str, *values: Any) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -222,7 +225,24 @@ class PostgresPlace:
             self._store.close()
             self._store = None
 
+    def leave(self) -> None:
+        """Let go of the store, and leave its connection to the next test if it has one."""
+        store, self._store = self._store, None
+        if store is None:
+            return
+        session = store.session
+        if session._connection is None or session._connection.closed:
+            return
+        session.rollback()
+        session.connection.execute("SELECT pg_advisory_unlock_all()")
+        session.connection.execute("SET default_transaction_read_only = off")
+        session.prepare.clear()
+        session.patience = None
+        self._left = session
+
     def drop(self) -> None:
         """Take the database away."""
+        if self._left is not None:
+            self._left.close()
         self.connection.close()
         self._databases.drop(self.url)

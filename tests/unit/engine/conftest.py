@@ -114,7 +114,7 @@ def postgres_place(postgres_databases, emptied_databases):
     template, left = emptied_databases
     place = (left.pop().again() if left else None) or PostgresPlace(postgres_databases, template)
     yield place
-    place.close()
+    place.leave()
     left.append(place)
 
 
