@@ -20,12 +20,14 @@ from sqlalchemy import (
     MetaData,
     Row,
     Table,
+    and_,
     bindparam,
     delete,
     func,
     insert,
     or_,
     select,
+    true,
     tuple_,
     update,
 )
@@ -34,6 +36,7 @@ from dispatcher.engine.records import as_text
 from dispatcher.errors import DispatcherError
 from dispatcher.store.mentions import Mentions
 from dispatcher.store.naming import BY_TABLE, NAMING, Naming, Person, Search, scope
+from dispatcher.store.postgres import partitions
 from dispatcher.store.postgres.store import PostgresStore
 from dispatcher.store.schema import PARTITIONED
 from dispatcher.text.numbers import split_number
@@ -71,9 +74,9 @@ class PostgresEraser:
     def searches(self, connection: Connection, person: Person, mentions: Mentions, now: datetime) -> Iterator[Search]:
         """Yield what was there, and then what came meanwhile, for as long as something did."""
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_PATIENCE}'")
-        self._xid = str(connection.exec_driver_sql("SELECT pg_current_xact_id()::xid").scalar_one())
         search = _PostgresSearch(self._store, connection, person, mentions)
         search.look(None)
+        self._xid = str(connection.exec_driver_sql("SELECT pg_current_xact_id()::xid").scalar_one())
         yield search
         for _ in range(_MOST_ROUNDS):
             if not search.look(now - _LATELY):
@@ -106,11 +109,11 @@ class _PostgresSearch:
         self._connection = connection
         self._person = person
         self._mentions = mentions
-        scratch = MetaData()
+        self._scratch = MetaData()
         self._found = {
             naming.table.name: Table(
                 f"found_{naming.table.name}",
-                scratch,
+                self._scratch,
                 *(Column(key.name, key.type) for key in _keys(naming.table)),
                 Column("whole", Boolean(create_constraint=False)),
                 prefixes=["TEMPORARY"],
@@ -118,12 +121,21 @@ class _PostgresSearch:
             )
             for naming in NAMING
         }
-        scratch.create_all(connection, checkfirst=False)
+        self._is_made = False
 
     def look(self, since: datetime | None) -> bool:
         """Search all that there is, or what came since a time; return whether something was found."""
-        found = [self._look_into(naming, since) for naming in NAMING]
-        return any(found)
+        # In memory first: a transaction that has not written yet holds nobody up, however long the search takes.
+        found = {naming.table.name: list(self._look_into(naming, since)) for naming in NAMING}
+        if not self._is_made:
+            self._scratch.create_all(self._connection, checkfirst=False)
+            self._is_made = True
+        for name, rows in found.items():
+            self._connection.execute(delete(self._found[name]))
+            if rows:
+                self._connection.execute(insert(self._found[name]), rows)
+            self.gathered(self._found[name])
+        return any(found.values())
 
     def whole(self, table: Table) -> ColumnElement[bool]:
         found = self._found[table.name]
@@ -165,31 +177,31 @@ class _PostgresSearch:
             self._connection.execute(update(naming.table).where(*this).values(**values), changes)
         return len(changes)
 
-    def _look_into(self, naming: Naming, since: datetime | None) -> bool:
-        table, found = naming.table, self._found[naming.table.name]
+    def _look_into(self, naming: Naming, since: datetime | None) -> Iterator[dict[str, Any]]:
+        """Yield the keys of the rows of a table that name the person, and whether they are about them as a whole."""
+        table = naming.table
         columns = [table.c[name] for name in dict.fromkeys((*naming.whole, *naming.texts, *naming.json))]
         # They may be among the keys too.
         looked_at = [column.label(f"in_{column.name}") for column in columns]
         conditions = [scope(table, self._person), or_(*self._may_be_named(columns))]
         if since is not None:
-            day, moment = f"{since:%Y-%m-%d}", as_text(since)
-            conditions.append(table.c[naming.since] >= (day if naming.since == "received_on" else moment))
-            if table.name in PARTITIONED:
-                conditions.append(table.c.received_on >= day)
-        at_once = _BODIES_AT_ONCE if table.name == "dead_letters" else _AT_ONCE
-        rows = self._connection.execute(
-            select(*_keys(table), *looked_at).where(*conditions).execution_options(yield_per=at_once)
-        ).mappings()
-        named = []
-        for row in rows:
-            whole = any(self._is_named(row[f"in_{name}"]) for name in naming.whole)
-            if whole or any(self._is_named(row[f"in_{name}"]) for name in (*naming.texts, *naming.json)):
-                named.append({key.name: row[key.name] for key in _keys(table)} | {"whole": whole})
-        self._connection.execute(delete(found))
-        if named:
-            self._connection.execute(insert(found), named)
-        self.gathered(found)
-        return bool(named)
+            moment = f"{since:%Y-%m-%d}" if naming.since == "received_on" else as_text(since)
+            conditions.append(table.c[naming.since] >= moment)
+        query = select(*_keys(table), *looked_at).where(*conditions).execution_options(yield_per=_at_once(table))
+        for of_day in self._days(table, since):
+            for row in self._connection.execute(query.where(of_day)).mappings():
+                whole = any(self._is_named(row[f"in_{name}"]) for name in naming.whole)
+                if whole or any(self._is_named(row[f"in_{name}"]) for name in (*naming.texts, *naming.json)):
+                    yield {key.name: row[key.name] for key in _keys(table)} | {"whole": whole}
+
+    def _days(self, table: Table, since: datetime | None) -> Iterator[ColumnElement[bool]]:
+        """Yield the days of a table, each as a condition: no query takes longer than one of them."""
+        if table.name not in PARTITIONED:
+            yield true()
+            return
+        for day in partitions.days(self._transaction.connection):
+            if since is None or day >= f"{since:%Y-%m-%d}":
+                yield table.c.received_on == day
 
     def _is_named(self, value: str | bytes | None) -> bool:
         if isinstance(value, bytes):
@@ -215,7 +227,8 @@ class _PostgresSearch:
     def _may_name(self, text: Any) -> Iterator[ColumnElement[bool]]:
         # What stands between the digits of a number, see `mentions`, is at least no digit.
         _, national = split_number(self._person.msisdn)
-        yield text.op("~")("[^0-9]{0,3}".join(national))
+        # The first is a weaker condition than the second, and quicker to tell.
+        yield and_(text.like(f"%{'%'.join(national)}%"), text.op("~")("[^0-9]{0,3}".join(national)))
         for word in self._person.words:
             # Of letters that are not ASCII the texts are looked at anyway.
             if word.isascii():
@@ -226,6 +239,10 @@ def _keys(table: Table) -> list[Column[Any]]:
     """Return what names a row, and the partition in which it is."""
     keys = list(table.primary_key.columns)
     return [*keys, table.c.received_on] if table.name in PARTITIONED else keys
+
+
+def _at_once(table: Table) -> int:
+    return _BODIES_AT_ONCE if table.name == "dead_letters" else _AT_ONCE
 
 
 def _old(keys: Sequence[Column[Any]], row: Any) -> dict[str, Any]:

@@ -19,14 +19,17 @@ from dispatcher.store.postgres.store import PostgresStore
 from dispatcher.store.retention import Keep
 from dispatcher.store.taking import REOPENING
 
-_CHUNK: Final = 2000
+_CHUNK: Final = 1000
 # Whoever forgets holds this advisory lock.
 _FORGETTING: Final = 0x64_72_65_74_01
 
 _OPEN: Final = "NOT IN ('done', 'failed', 'cancelled')"
-# Whether something of a day is not over. A message is of the day of its run or of a later one.
+# Whether something of a day is not over: first what indexes tell, so that a day of which something still waits is not
+# read through each time. A message is of the day of its run or of a later one.
 _NOT_OVER: Final = f"""
 SELECT EXISTS (SELECT 1 FROM events WHERE received_on = %(day)s AND state = 'new')
+    OR EXISTS (SELECT 1 FROM runs WHERE received_on = %(day)s AND due_at IS NOT NULL)
+    OR EXISTS (SELECT 1 FROM runs WHERE received_on = %(day)s AND state IN ('running', 'held'))
     OR EXISTS (SELECT 1 FROM runs WHERE received_on = %(day)s AND state {_OPEN})
     OR EXISTS (
         SELECT 1 FROM messages m JOIN runs r ON r.run_id = m.run_id
