@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,6 +22,7 @@ from dispatcher.events.wire import Envelope, decode
 # In this time a broker has surely noticed that a connection ended, whatever its heartbeat.
 _NOTICED_WITHIN = timedelta(hours=1)
 _MOST_EPOCHS = 256
+_ALL_TAGS = 2**63 - 1
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
@@ -62,6 +64,7 @@ class Intake:
         self._limits = limits
         self._epochs: dict[str, datetime] = {}
         self._walks: dict[str, Walk] = {}
+        self._left: dict[str, deque[list[str]]] = {}
 
     def admit(self, deliveries: Iterable[Delivery], overlay: Overlay) -> list[Receipt]:
         """Return a receipt for each delivery, in order; rows for what is new or refused go into the changes."""
@@ -133,16 +136,30 @@ class Intake:
         of the one before, and brings something for the first time, nothing of the earlier ones is left to come again.
         """
         epoch = delivery.epoch
-        if epoch is None or delivery.queue is None or delivery.redelivered or overlay.reads.shared:
-            return  # on a shared store the others are other workers' channels, or what another one has in hand again
+        if epoch is None or delivery.queue is None or delivery.redelivered:
+            return
         since = self._epochs.get(epoch)
         if since is None or overlay.now - since > _NOTICED_WITHIN:
             while len(self._epochs) >= _MOST_EPOCHS:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = overlay.now
-            if since is not None:
+            if since is not None and overlay.reads.shared:
+                self._forget_left(delivery.queue, epoch, overlay)
+            elif since is not None:
                 self._walks.pop(delivery.queue, None)
                 overlay.changes.unacked_past.append((delivery.queue, epoch))
+
+    def _forget_left(self, queue: str, epoch: str, overlay: Overlay) -> None:
+        """Forget what ended channels left, where other workers consume the queue too: in three steps, an hour apart.
+
+        What has ended at the first of them, the broker has noticed by the second; so what comes for the first time then
+        shows that all of it was handed out again. By the third nobody has that in hand any more without a commit, for
+        no broker and no lease waits so long: what is remembered still, it had the acks of.
+        """
+        noted = self._left.setdefault(queue, deque(maxlen=2))
+        if len(noted) == noted.maxlen:
+            overlay.changes.acked.update(dict.fromkeys(noted[0], _ALL_TAGS))
+        noted.append(overlay.reads.left(queue, epoch))
 
     def _store(self, envelope: Envelope, delivery: Delivery, body_hash: bytes, overlay: Overlay) -> StoredEvent:
         weak = envelope.event_id is None

@@ -39,6 +39,13 @@ class Reads(Protocol):
         """
         ...
 
+    def left(self, queue: str, epoch: str) -> list[str]:
+        """Return the other epochs of this queue of which something is remembered, and whose channel has ended.
+
+        For stores that are shared.
+        """
+        ...
+
     def repeated(self, queue: str, epoch: str, digest: bytes) -> Remembered | None:
         """Take away and return a remembered delivery of this queue, with this digest, of a channel that has ended.
 

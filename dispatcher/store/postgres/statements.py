@@ -199,6 +199,12 @@ FROM unacked u LEFT JOIN (channels c JOIN workers w ON w.number = c.worker) ON c
 WHERE u.queue = %s AND u.epoch <> %s AND u.body_hash = %s
 ORDER BY held, u.epoch DESC, u.tag LIMIT 1 FOR UPDATE OF u SKIP LOCKED
 """
+LEFT = """
+SELECT DISTINCT epoch FROM unacked u
+WHERE queue = %s AND epoch <> %s AND NOT EXISTS (
+    SELECT 1 FROM channels c JOIN workers w ON w.number = c.worker WHERE c.epoch = u.epoch
+)
+"""
 DELETE_UNACKED = "DELETE FROM unacked WHERE epoch = %s AND tag = %s"
 FAMILY = "SELECT count(*), coalesce(bool_or(state = 'dead'), false) FROM events WHERE root_id = %s AND hops > 0"
 BLOCK = "SELECT nextval(%s::regclass) FROM generate_series(1, %s)"

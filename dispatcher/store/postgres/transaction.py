@@ -75,6 +75,9 @@ class PostgresTransaction:
         for queue, again in sorted(queues.items()):
             self._execute(sql.LOCK_QUEUE if again else sql.SHARE_QUEUE, (sql.QUEUES, queue))
 
+    def left(self, queue: str, epoch: str) -> list[str]:
+        return [row[0] for row in self._execute(sql.LEFT, (queue, epoch))]
+
     def repeated(self, queue: str, epoch: str, digest: bytes) -> Remembered | None:
         row = self._one(sql.REPEATED, (queue, epoch, digest))
         if row is None:

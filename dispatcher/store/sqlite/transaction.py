@@ -54,6 +54,9 @@ class SqliteTransaction:
     def take_turns(self, queues: Mapping[str, bool]) -> None:
         pass
 
+    def left(self, queue: str, epoch: str) -> list[str]:
+        raise AssertionError("a queue that one worker consumes has its past forgotten at once")
+
     def repeated(self, queue: str, epoch: str, digest: bytes) -> Remembered | None:
         raise AssertionError("a queue that one worker consumes brings its deliveries again in their order")
 

@@ -185,6 +185,27 @@ def test_new_events_on_an_old_channel_forget_nothing_of_the_others(world, bring,
     assert comes_again(bring, "a", "e3") == "="
 
 
+def test_what_an_ended_channel_left_is_forgotten_once_it_must_have_come_again_and_be_settled(world, bring):
+    """What was acked without an answer would take an equal event for a repetition; so it is not kept for ever."""
+    handled(bring, "a", "e1")
+    for tag, choice in enumerate("bcd", 1):
+        handled(bring, choice, "e2", tag)
+        assert ("e1", 1) in unacked(world)
+        world.clock.advance(timedelta(minutes=61))
+    handled(bring, "e", "e2", 4)
+    assert unacked(world) == [("e2", tag) for tag in (1, 2, 3, 4)]
+    assert comes_again(bring, "a", "e3") == "+"
+
+
+def test_what_an_open_channel_has_is_never_forgotten(world, bring, open_channels):
+    open_channels.add("e1")
+    handled(bring, "a", "e1")
+    for tag, choice in enumerate("bcdef", 1):
+        handled(bring, choice, "e2", tag)
+        world.clock.advance(timedelta(minutes=61))
+    assert ("e1", 1) in unacked(world)
+
+
 def test_another_engine_knows_as_much(world, bring):
     handled(bring, "a b")
     assert comes_again(bring, "b") == "="
