@@ -104,6 +104,8 @@ def erase(store: Store, text: str, account: str | None, *, region: str | None, a
         eraser.forget()
     store.suppressed.add(digest)
     message = f"the person is erased: {counted(count, 'row')} held something of them"
+    if eraser.remains is not None:
+        message += f"; {eraser.remains}"
     return Changed([], message, eraser.overwrite())
 
 

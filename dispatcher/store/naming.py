@@ -86,6 +86,11 @@ class Search(Protocol):
 class Eraser(Protocol):
     """How a store finds a person, and gets rid of what is left behind when its rows are changed."""
 
+    @property
+    def remains(self) -> str | None:
+        """Where traces stay whatever is done here, if they do."""
+        ...
+
     def searches(self, connection: Connection, person: Person, mentions: Mentions, now: datetime) -> Iterator[Search]:
         """Yield what is found, to be erased, until nothing is found that was not there before."""
         ...

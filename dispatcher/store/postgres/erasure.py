@@ -59,13 +59,15 @@ SELECT EXISTS (
 )
 """
 _REMAINS: Final = (
-    "free space in its files, its log (WAL) and copies of it (replicas, backups) hold traces until they are "
+    "free space in the server's files, its log (WAL) and copies of it (replicas, backups) hold traces until they are "
     "overwritten or expire"
 )
 
 
 class PostgresEraser:
     """Finds a person by looking at the rows that may name them."""
+
+    remains = _REMAINS
 
     def __init__(self, store: PostgresStore) -> None:
         self._store = store
@@ -88,17 +90,16 @@ class PostgresEraser:
 
     def overwrite(self) -> Sequence[tuple[str, str]]:
         """Clear what was erased away from the tables; return where it is left all the same, and why."""
-        left = [("the server", _REMAINS)]
         try:
             with self._store.session.refusals():
                 connection = self._store.connection
                 is_read = connection.execute(_IS_READ, (self._xid,)).fetchone()
                 connection.execute(f"VACUUM {', '.join(naming.table.name for naming in NAMING)}")
         except DispatcherError as error:
-            return [("its tables", f"they could not be vacuumed: {error.message} Erase once more to do so"), *left]
+            return [("its tables", f"they could not be vacuumed: {error.message} Erase once more to do so")]
         if is_read is not None and is_read[0]:
-            return [("its tables", "somebody was reading them; erase once more to clear them"), *left]
-        return left
+            return [("its tables", "somebody was reading them; erase once more to clear them")]
+        return ()
 
 
 class _PostgresSearch:

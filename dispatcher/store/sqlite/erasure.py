@@ -20,6 +20,8 @@ _FUNCTIONS: Final = ("mentioned", "mentioned_in_bytes", "without_mentions", "wit
 class SqliteEraser:
     """Finds a person by functions that are lent to the connection for the time of the erasure."""
 
+    remains = None
+
     def __init__(self, store: SqliteStore) -> None:
         self._raw = store.connection
 

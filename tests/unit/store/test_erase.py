@@ -58,7 +58,8 @@ def test_nothing_of_an_erased_person_is_left_in_the_files(world):
     world.publish(b'{"msisdn": "082 123 4567", "name": "Thandiwe"')
     assert mentions(everything(world))
     told = erase(world, "0821234567", account="acc")
-    assert [where for where, _ in told["left"]] == (["the server"] if world.place.kind == "postgres" else [])
+    assert told["left"] == []
+    assert ("its log (WAL)" in told["message"]) == (world.place.kind == "postgres")
     assert mentions(everything(world)) == []
     assert world.rows("contacts") == []
 
@@ -208,7 +209,8 @@ def test_erasing_twice_is_no_mistake(world):
     world.rules(RULES)
     publish(world, NUMBER, event_id="e1")
     erase(world, NUMBER, account="acc")
-    assert erase(world, NUMBER, account="acc")["message"] == "the person is erased: 0 rows held something of them"
+    told = erase(world, NUMBER, account="acc")
+    assert told["message"].startswith("the person is erased: 0 rows held something of them")
     assert len(world.rows("suppressions")) == 1
 
 
