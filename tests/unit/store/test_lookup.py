@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, insert
 from sqlalchemy.pool import NullPool, StaticPool
 
 from dispatcher.errors import NotFound, NotPossible
-from dispatcher.events.identity import to_hex, uuid7
+from dispatcher.events.identity import derived_uuid7, to_hex
 from dispatcher.store import schema
 from dispatcher.store.lookup import find_contact, find_event, find_message, find_run
 from dispatcher.testing import FrozenClock
@@ -185,12 +185,12 @@ def test_ids_beyond_ascii_are_found_by_their_beginning(connection):
 
 def test_a_message_is_found_by_the_whole_and_by_parts_of_an_id_that_bears_its_day(connection):
     now = FrozenClock().now()
-    first, second = (to_hex(uuid7(int(now.timestamp() * 1000))) for _ in range(2))
+    first, second = (to_hex(derived_uuid7(int(now.timestamp() * 1000), name)) for name in ("first", "second"))
     add_messages(connection, first, second)
     assert find_message(connection, first) == first
     assert find_message(connection, second[-8:]) == second
     with pytest.raises(NotPossible):
         find_message(connection, first[:8])
-    other_day = to_hex(uuid7(int((now - timedelta(days=2)).timestamp() * 1000)))
+    other_day = to_hex(derived_uuid7(int((now - timedelta(days=2)).timestamp() * 1000), "first"))
     with pytest.raises(NotFound):
         find_message(connection, other_day)
