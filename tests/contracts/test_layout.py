@@ -16,7 +16,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 TOP_LEVEL = {
     *("dispatcher", "handlers", "config", "tests", "bench", "docs", "requirements"),
-    *("pyproject.toml", "README.md", "CHANGELOG.md", "Makefile", "Dockerfile", "compose.yaml", "LICENSE"),
+    *("pyproject.toml", "README.md", "CHANGELOG.md", "Makefile", "Dockerfile", "LICENSE"),
+    *("compose.yaml", "compose.postgresql.yaml"),
 }
 VAGUE_NAMES = {"base", "common", "helper", "helpers", "misc", "util", "utils"}
 LONGEST_MODULE = 400

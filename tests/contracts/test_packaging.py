@@ -23,6 +23,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 MAKEFILE = (ROOT / "Makefile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
+WITH_POSTGRES = yaml.safe_load((ROOT / "compose.postgresql.yaml").read_text())
 
 
 def pins(name):
@@ -133,6 +134,29 @@ def test_the_compose_file_names_only_volumes_secrets_and_services_that_it_has():
     # What holds a password is neither built into the image nor committed.
     assert "/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
     assert {secret["file"] for secret in secrets.values()} == {"./secrets/broker_password"}
+
+
+def test_the_compose_file_with_a_database_gives_the_worker_settings_that_it_takes():
+    worker = WITH_POSTGRES["services"]["worker"]
+    settings = load_settings(COMPOSE["services"]["worker"]["environment"] | worker["environment"])
+
+    assert settings.store_kind == "postgresql"
+    assert urlsplit(settings.store).hostname in WITH_POSTGRES["services"]
+    assert urlsplit(settings.store).password is None
+    assert str(settings.store_password_file) == "/run/secrets/store_password"
+    assert settings.workers == 2
+
+
+def test_the_compose_file_with_a_database_opens_nothing_and_names_what_there_is():
+    services = WITH_POSTGRES["services"]
+
+    assert services.keys() - COMPOSE["services"].keys() == {"database"}
+    assert [name for name, service in services.items() if "ports" in service] == []
+    for service in services.values():
+        assert set(service["secrets"]) <= set(WITH_POSTGRES["secrets"])
+        assert set(service.get("depends_on", ())) <= set(services)
+    assert {volume.partition(":")[0] for volume in services["database"]["volumes"]} == set(WITH_POSTGRES["volumes"])
+    assert {secret["file"] for secret in WITH_POSTGRES["secrets"].values()} == {"./secrets/store_password"}
 
 
 def test_the_makefile_runs_scripts_that_exist():
