@@ -276,6 +276,16 @@ def test_nothing_is_forgotten_while_a_person_changes_something_or_another_worker
     assert world.rows("events") == []
 
 
+def test_row_that_somebody_else_has_locked_is_left_for_the_next_walk(world):
+    world.rules(RULES).publish({"event_id": "e1"}, {"event_id": "w1", "event_type": "wait"})
+    world.store.connection.execute("SET lock_timeout = '50ms'")
+    with locked(world, "SELECT 1 FROM runs WHERE event_id = 'e1'"):
+        forget(world, 31)
+        assert ids(world, "events", "event_id") == ["e1", "w1"]
+    forget(world, 31)
+    assert ids(world, "events", "event_id") == ["w1"]
+
+
 def test_many_old_rows_of_a_day_that_stays_go_in_chunks(world, monkeypatch):
     world.rules(RULES)
     world.publish(*({"event_id": f"e{n}", "event_type": "else"} for n in range(30)), {"event_type": "wait"})

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import psycopg
 
+from dispatcher.errors import Contended
 from dispatcher.store.postgres import partitions
 from dispatcher.store.postgres.store import PostgresStore
 from dispatcher.store.retention import Keep
@@ -102,11 +103,14 @@ class PostgresRetention:
         self._walked: dict[str, tuple[str, frozenset[str]]] = {}
 
     def step(self, now: datetime) -> bool:
-        """Forget one chunk or one day; False when the walk is through, and the next call begins a new one."""
+        """Forget one chunk or one day; False when the walk is through, and the next call begins a new one.
+
+        Where somebody is in the way the walk is through, too: there is time.
+        """
         walk, self._walk = self._walk or self._forget(now), None
         try:
             next(walk)
-        except (StopIteration, _Busy):
+        except (StopIteration, _Busy, Contended):
             return False
         self._walk = walk
         return True
