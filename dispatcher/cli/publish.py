@@ -16,7 +16,15 @@ import typer
 from dispatcher.cli import exits
 from dispatcher.cli.options import AmqpOption, JsonOption, StoreOption, new_app, read_settings
 from dispatcher.cli.output import Progress, say, write_json
-from dispatcher.errors import BrokerUnreachable, Contended, LeaseLost, StoreInUse, StoreUnusable, UsageError
+from dispatcher.errors import (
+    BrokerUnreachable,
+    Contended,
+    LeaseLost,
+    RowsRefused,
+    StoreInUse,
+    StoreUnusable,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -126,9 +134,16 @@ class _SharedGate:
     def take(self, bodies: list[bytes]) -> list[Taken]:
         """Raises StoreUnusable when nobody knows whether these were stored, Contended after half a minute of it."""
         deadline = time.monotonic() + _PATIENCE
+        refused = False
         while True:
             try:
                 return _admit(self._store, self._intake, bodies)
+            except RowsRefused:
+                # A day had begun for which nobody had made room; the store has made it now. Nothing else is refused
+                # of what the intake has let in.
+                if refused:
+                    raise
+                refused = True
             except Contended:
                 # Somebody else was just storing one of these events; once that is done, it is a duplicate.
                 if time.monotonic() > deadline:

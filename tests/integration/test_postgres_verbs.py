@@ -334,3 +334,24 @@ def test_publishers_of_the_same_events_at_once_store_each_once(postgres, tmp_pat
     assert sum(entry["duplicates"] for entry in told) == 6000
     with psycopg.connect(postgres) as connection:
         assert connection.execute("SELECT count(*) FROM events").fetchone() == (3000,)
+
+
+def test_publisher_that_has_run_for_longer_than_days_were_made_ahead_goes_on(postgres):
+    command = [sys.executable, "-P", "-m", "dispatcher", "publish", "-"]
+    environ = {**os.environ, "DISPATCHER_STORE": postgres}
+    body = {"account_key": "a", "conversation_key": "c", "event_type": "t"}
+    publisher = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def stored(connection):
+        found = connection.execute("SELECT to_regclass('event_ids') IS NOT NULL").fetchone()
+        return found[0] and connection.execute("SELECT event_id FROM event_ids ORDER BY 1").fetchall()
+
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        publisher.stdin.write(json.dumps({**body, "event_id": "e1"}).encode() + b"\n")
+        publisher.stdin.flush()
+        wait_until(lambda: stored(connection) == [("e1",)], "the first event")
+        for day in partitions.days(connection):
+            assert partitions.drop(connection, day)
+        _, said = publisher.communicate(json.dumps({**body, "event_id": "e2"}).encode() + b"\n", timeout=60)
+        assert publisher.returncode == 0, said
+        assert stored(connection) == [("e1",), ("e2",)]
