@@ -42,6 +42,8 @@ _SAID: Final = (
     (r"resolve host|translate host name", "Mend the host in the URL, or the name service of this machine."),
     (r"permission denied", _GRANTS),
     (r"statement timeout", "Ask for less at once: narrow the list by --since, or take a smaller --limit."),
+    (r"out of shared memory",
+     "Raise max_locks_per_transaction of the server, to 256 say: each day of a table and each of its indexes is one."),
     (r"lock timeout", "A migration or the removal of old days is under way: try again."),
 )  # fmt: skip
 _OTHERWISE: Final = "Is a server there, and does it take connections from here?"

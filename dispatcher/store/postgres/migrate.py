@@ -84,6 +84,17 @@ def upgrade(url: str) -> list[str]:
             raise unusable(url, error) from error
 
 
+def refuse_other_schemas(connection: psycopg.Connection[Any], url: str) -> None:
+    """Raise StoreUnusable when the store is no longer that of this version: somebody has migrated it meanwhile."""
+    version = _schema_version(connection, url)
+    refuse_newer(version)
+    if version != HEAD:
+        raise StoreUnusable(
+            f"the store {urls.shown(url)} is gone, or was replaced by one of schema {version}.",
+            hint="Restart the worker: it makes what is missing.",
+        )
+
+
 def _schema_version(connection: psycopg.Connection[Any], url: str) -> str | None:
     schema, ours = _row(connection, _LOOK)
     if schema is None:

@@ -58,6 +58,8 @@ class PostgresStore:
         # After a look that found nothing, for how many seconds the next one is spared.
         self.look_pause = 0.0
         self._looked: dict[str, float] = {}
+        # At each connection: a server that comes back may bring a store that somebody has migrated meanwhile.
+        session.prepare.append(lambda connection: migrate.refuse_other_schemas(connection, session.shown))
         with session.refusals():
             found = session.connection.execute("SELECT name, value FROM facts").fetchall()
         self.facts: dict[str, str] = dict(found)
