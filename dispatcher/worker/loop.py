@@ -12,7 +12,7 @@ from dispatcher.clock import Clock
 from dispatcher.engine.emits import LoopGuard
 from dispatcher.engine.machine import Budget, Engine
 from dispatcher.engine.records import as_time
-from dispatcher.errors import DispatcherError, LeaseLost, StoreUnusable
+from dispatcher.errors import Contended, DispatcherError, LeaseLost, StoreUnusable
 from dispatcher.events.limits import Limits
 from dispatcher.rules.plan import Plan
 from dispatcher.settings import Settings
@@ -227,6 +227,10 @@ class Worker:
             worked |= self._batches.turn(intake=not stopping and self._paused is None, due=not stopping)
             if not stopping:
                 self._forget()
+        except Contended as contended:
+            # What is not a batch, such as taking over: it is due again at once.
+            log.debug("batch.contended", reason=str(contended))
+            return True
         except StoreUnusable as error:
             if drain:
                 raise

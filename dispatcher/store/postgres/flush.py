@@ -168,12 +168,12 @@ class _Flush:
             )
         if not merged:
             return
+        settle_held(self._connection, sorted(merged))
         self._by_day(
             sql.UPDATE_MESSAGE_STATES,
             ("message_id", "state", "gateway_id", "error"),
             ((day, (message_id, *merged[message_id])) for message_id in sorted(merged) if (day := day_of(message_id))),
         )
-        settle_held(self._connection, sorted(merged))
 
     def _remember(self, unacked: Sequence[tuple[Any, ...]]) -> None:
         for epoch, queue in {(row[0], row[4]) for row in unacked} - self._store.open_channels:

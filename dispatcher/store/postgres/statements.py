@@ -339,6 +339,8 @@ TEXTS_REPORTED = (
 )
 HOLD_DONE_RUN = "UPDATE runs SET state = 'held', error = %s WHERE run_id = %s AND state = 'done'"
 HELD_RUNS = "SELECT run_id, step, error FROM outbox WHERE state = 'held' AND run_id = ANY(%s)"
+RUNS_OF_HELD = "SELECT DISTINCT run_id FROM outbox WHERE state = 'held' AND message_id = ANY(%s)"
+LOCK_RUNS = "SELECT seq FROM runs WHERE run_id = ANY(%s) ORDER BY seq FOR NO KEY UPDATE"
 DELETE_HELD = "DELETE FROM outbox WHERE state = 'held' AND message_id = ANY(%s) RETURNING run_id, step"
 HELD_OF_RUN = "SELECT step FROM outbox WHERE state = 'held' AND run_id = %s"
 RELEASE_RUN = (
