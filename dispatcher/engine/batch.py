@@ -61,10 +61,9 @@ class Batch:
         events = [delivery for delivery in deliveries if delivery.kind == "event"]
         receipts = self.engine.intake.admit(events, self.overlay)
         if len(events) < len(deliveries):
-            admitted = iter(receipts)
-            receipts = [
-                next(admitted) if delivery.kind == "event" else self._reports.admit(delivery) for delivery in deliveries
-            ]
+            reports = self._reports.admit([delivery for delivery in deliveries if delivery.kind != "event"])
+            admitted, reported = iter(receipts), iter(reports)
+            receipts = [next(admitted if delivery.kind == "event" else reported) for delivery in deliveries]
         self.counts.received(deliveries, receipts)
         # What the broker hands out again may have taken a worker down: it is stored first, and advanced by name.
         self._go_on_with(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dispatcher.engine.intake import add_event
+from dispatcher.engine.ports import Key
 from dispatcher.engine.records import (
     EVENT_EXCHANGE,
     EVENT_STATE,
@@ -96,7 +97,7 @@ class Emitter:
             body_hash = canonical_hash(
                 event.account_key, event.conversation_key, event.conversation_type, event.event_type, event.data
             )
-        count, looped = self._family(event.root_id)
+        count, looped = self._family(event)
         stored = add_event(event, self._overlay, body_hash=body_hash)
         over = event.hops > self._guard.max_hops or count >= self._guard.max_events_per_root
         self._families[event.root_id] = (count + 1, looped or over)
@@ -141,10 +142,19 @@ class Emitter:
             )
         )  # fmt: skip
 
-    def _family(self, root_id: str) -> tuple[int, bool]:
+    def prefetch_families(self, roots: Iterable[Key]) -> None:
+        """Read in one go how large these families are."""
+        unknown = {key for key in roots if key[1] not in self._families and key[1] not in self._overlay.roots}
+        if unknown:
+            self._families |= self._overlay.reads.families(unknown)
+
+    def _family(self, event: Event) -> tuple[int, bool]:
+        root_id = event.root_id
         known = self._families.get(root_id)
         if known is None:
-            known = self._families[root_id] = self._overlay.reads.family(root_id)
+            # A root that came in with this batch has no descendants yet.
+            self.prefetch_families([(event.account_key, root_id)])
+            known = self._families.setdefault(root_id, (0, False))
         return known
 
     def _park(self, event: Event, cause: str, run_id: str | None, count: int) -> None:

@@ -186,6 +186,8 @@ class Intake:
 def add_event(event: Event, overlay: Overlay, *, body_hash: bytes, weak: bool = False) -> StoredEvent:
     """Put a new event, with its row in the dedupe table, into the batch."""
     seq = overlay.reads.reserve("events")
+    if not event.hops:
+        overlay.roots.add(event.event_id)
     now_text = overlay.now_text
     day = now_text[:10]
     changes: Changes = overlay.changes

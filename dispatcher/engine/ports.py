@@ -74,12 +74,15 @@ class Reads(Protocol):
         """Return one message, or None."""
         ...
 
-    def family(self, root_id: str) -> tuple[int, bool]:
-        """Return how many events descend from this root, and whether one of them was stopped by the loop guard."""
+    def families(self, roots: Iterable[Key]) -> dict[str, tuple[int, bool]]:
+        """Return for each root how many events descend from it, and whether the loop guard stopped one of them.
+
+        The keys are (account, event id); the account is a hint where the root is.
+        """
         ...
 
-    def texted(self, message_id: str) -> Texted | None:
-        """Return what is known of a text that went out, None when none of ours has this id."""
+    def texted(self, message_ids: Iterable[str]) -> dict[str, Texted]:
+        """Return what is known of texts that went out; ids that are none of ours are absent."""
         ...
 
     def unacked(self, queue: str, epoch: str) -> list[Remembered]:

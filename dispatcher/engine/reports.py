@@ -6,6 +6,7 @@ chain that answers reports with texts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -34,14 +35,32 @@ class Reports:
         self._known: dict[tuple[str, str], bytes] = {}
         self._moved: dict[str, str] = {}
 
-    def admit(self, delivery: Delivery) -> Receipt:
-        """Return what became of a report; its rows go into the changes of the batch."""
-        overlay = self._overlay
+    def admit(self, deliveries: Sequence[Delivery]) -> list[Receipt]:
+        """Return what became of each report; their rows go into the changes of the batch."""
+        reads = self._overlay.reads
+        read = [self._read(delivery) for delivery in deliveries]
+        reports = [report for report in read if isinstance(report, TransportEvent)]
+        texts = reads.texted({report.message_id for report in reports})
+        known = [
+            (texts[report.message_id].account_key, report.event_id) for report in reports if report.message_id in texts
+        ]
+        self._known |= reads.known_events(known)
+        self._emitter.prefetch_families((text.account_key, text.root_id or text.event_id) for text in texts.values())
+        return [
+            refuse(self._overlay, delivery, report.code, report.detail)
+            if isinstance(report, Refusal)
+            else self._admit(delivery, report, texts.get(report.message_id))
+            for delivery, report in zip(deliveries, read, strict=True)
+        ]
+
+    def _read(self, delivery: Delivery) -> TransportEvent | Refusal:
         try:
-            report = read_transport_event(delivery.body, self._limits)
+            return read_transport_event(delivery.body, self._limits)
         except Refusal as refusal:
-            return refuse(overlay, delivery, refusal.code, refusal.detail)
-        text = overlay.reads.texted(report.message_id)
+            return refusal
+
+    def _admit(self, delivery: Delivery, report: TransportEvent, text: Texted | None) -> Receipt:
+        overlay = self._overlay
         if text is None:
             detail = f"a transport reports on the message {report.message_id}, which this store has never sent"
             return refuse(overlay, delivery, "unknown_message", detail)
@@ -50,7 +69,7 @@ class Reports:
             event.account_key, event.conversation_key, event.conversation_type, event.event_type, event.data
         )
         key = (event.account_key, event.event_id)
-        earlier = self._known.get(key) or overlay.reads.known_events([key]).get(key)
+        earlier = self._known.get(key)
         if earlier == body_hash:
             return Receipt("duplicate", event_id=event.event_id)
         if earlier is not None:

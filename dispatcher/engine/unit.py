@@ -39,6 +39,8 @@ class Overlay:
         self.changes = Changes()
         self.contacts: dict[Key, Contact | None] = {}
         self.opt_outs: dict[Key, str | None] = {}
+        # Events from outside that came in with this batch.
+        self.roots: set[str] = set()
         # Contacts that another worker has in hand.
         self.busy: set[Key] = set()
         # For `engine.redelivery`: how far what comes again has come, by queue; what was handed in, and of it what comes

@@ -187,11 +187,13 @@ SUPPRESSED_ANY = "SELECT EXISTS (SELECT 1 FROM suppressions)"
 SUPPRESSED = "SELECT number_hash FROM suppressions WHERE number_hash = ANY(%s)"
 MESSAGE = f"SELECT {_names(MESSAGE_COLUMNS)} FROM messages WHERE message_id = %s AND received_on = '{{day}}'"  # noqa: S608
 TEXTED = """
-SELECT m.account_key, m.to_addr, m.sender, m.state, m.event_id, i.event_seq, i.received_on FROM messages m
+SELECT m.message_id, m.account_key, m.to_addr, m.sender, m.state, m.event_id, i.event_seq, i.received_on FROM messages m
 LEFT JOIN event_ids i ON i.account_key = m.account_key AND i.event_id = m.event_id
-WHERE m.message_id = %s AND m.received_on = '{day}' FOR NO KEY UPDATE OF m
+WHERE m.message_id = ANY(%s) AND m.received_on = '{day}' ORDER BY m.message_id FOR NO KEY UPDATE OF m
 """
-CAUSE = "SELECT conversation_key, root_id, hops, traceparent FROM events WHERE seq = %s AND received_on = '{day}'"
+CAUSES = (
+    "SELECT seq, conversation_key, root_id, hops, traceparent FROM events WHERE seq = ANY(%s) AND received_on = '{day}'"
+)
 # Of channels that nobody holds open any more; `held` tells that one of a live worker would fit, too.
 REPEATED = """
 SELECT u.epoch, u.tag, u.batch, u.origin, u.body_hash, u.event_id, c.epoch IS NOT NULL AS held
@@ -206,7 +208,16 @@ WHERE queue = %s AND epoch <> %s AND NOT EXISTS (
 )
 """
 DELETE_UNACKED = "DELETE FROM unacked WHERE epoch = %s AND tag = %s"
-FAMILY = "SELECT count(*), coalesce(bool_or(state = 'dead'), false) FROM events WHERE root_id = %s AND hops > 0"
+# Nothing descends from a root before its day, where that is known.
+FAMILIES = """
+SELECT k.root_id, f.count, f.stopped
+FROM unnest(%s::text[], %s::text[]) AS k(account_key, root_id)
+LEFT JOIN event_ids i ON i.account_key = k.account_key AND i.event_id = k.root_id
+CROSS JOIN LATERAL (
+    SELECT count(*), coalesce(bool_or(e.state = 'dead'), false) AS stopped FROM events e
+    WHERE e.root_id = k.root_id AND e.hops > 0 AND e.received_on >= coalesce(i.received_on, '')
+) f
+"""
 BLOCK = "SELECT nextval(%s::regclass) FROM generate_series(1, %s)"
 
 EVENT_READ = (

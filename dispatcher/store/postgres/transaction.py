@@ -123,20 +123,22 @@ class PostgresTransaction:
         row = None if day is None else self._one(sql.on_day(sql.MESSAGE, day), (message_id,))
         return None if row is None else rows.message(row)
 
-    def family(self, root_id: str) -> tuple[int, bool]:
-        row = self._one(sql.FAMILY, (root_id,))
-        return row[0], row[1]
+    def families(self, roots: Iterable[Key]) -> dict[str, tuple[int, bool]]:
+        keys = list(roots)
+        found = self._execute(sql.FAMILIES, ([account for account, _ in keys], [root_id for _, root_id in keys]))
+        return {root_id: (count, stopped) for root_id, count, stopped in found}
 
-    def texted(self, message_id: str) -> Texted | None:
-        day = day_of(message_id)
-        row = None if day is None else self._one(sql.on_day(sql.TEXTED, day), (message_id,))
-        if row is None:
-            return None
-        account_key, to_addr, sender, state, event_id, event_seq, event_day = row
-        cause = None if event_seq is None else self._one(sql.on_day(sql.CAUSE, event_day), (event_seq,))
+    def texted(self, message_ids: Iterable[str]) -> dict[str, Texted]:
+        sent: list[Any] = []
+        for day, ids in _by_day((day_of(message_id), message_id) for message_id in message_ids):
+            sent += self._all(sql.on_day(sql.TEXTED, day), (ids,))
+        causes: dict[int, Any] = {}
+        for day, seqs in _by_day((row[7], row[6]) for row in sent):
+            for seq, *cause in self._execute(sql.on_day(sql.CAUSES, day), (seqs,)):
+                causes[seq] = cause
         # An event that was forgotten leaves its text, and that tells enough.
-        conversation_key, root_id, hops, traceparent = cause or (None, None, 0, None)
-        return Texted(account_key, to_addr, sender, state, event_id, conversation_key, root_id, hops, traceparent)
+        unknown = (None, None, 0, None)
+        return {row[0]: Texted(*row[1:6], *causes.get(row[6], unknown)) for row in sent}
 
     def reserve(self, table: str) -> int:
         return self._store.blocks.next(self.connection, table)
@@ -218,10 +220,8 @@ class PostgresTransaction:
 
     def still_new(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
         """Return those of the events, taken by a transaction that was rolled back, that nobody has taken since."""
-        days: dict[str, list[int]] = defaultdict(list)
-        for stored in events:
-            days[stored.received_on].append(stored.seq)
-        new = {row[0] for day, seqs in days.items() for row in self._execute(sql.on_day(sql.STILL_NEW, day), (seqs,))}
+        days = _by_day((stored.received_on, stored.seq) for stored in events)
+        new = {row[0] for day, seqs in days for row in self._execute(sql.on_day(sql.STILL_NEW, day), (seqs,))}
         return [stored for stored in events if stored.seq in new]
 
     def still_there(self, runs: Sequence[RunRow]) -> Sequence[RunRow]:
@@ -233,11 +233,8 @@ class PostgresTransaction:
     def runs(self, keys: Iterable[RunKey]) -> list[RunRow]:
         """Return these runs with their events and the journal of their steps, in the order of the keys."""
         keys = list(keys)
-        days: dict[str, list[int]] = defaultdict(list)
-        for seq, day in keys:
-            days[day].append(seq)
         found: dict[int, RunRow] = {}
-        for day, seqs in sorted(days.items()):
+        for day, seqs in _by_day((day, seq) for seq, day in keys):
             steps: dict[int, list[Any]] = defaultdict(list)
             # Locked first: the journal of a run is read under its lock.
             locked = self._all(sql.on_day(sql.RUNS_WITH_EVENTS, day), (seqs,))
@@ -336,6 +333,15 @@ def _grouped(keys: Iterable[Key]) -> dict[str, list[str]]:
     for account, name in keys:
         grouped[account].append(name)
     return grouped
+
+
+def _by_day(dated: Iterable[tuple[str | None, Any]]) -> list[tuple[str, list[Any]]]:
+    """Return what is of each day, the days and what is of them in order; what has no day is left out."""
+    days: dict[str, list[Any]] = defaultdict(list)
+    for day, item in dated:
+        if day is not None:
+            days[day].append(item)
+    return [(day, sorted(items)) for day, items in sorted(days.items())]
 
 
 def _lock_of(key: Key) -> int:

@@ -84,15 +84,19 @@ class SqliteTransaction:
         row = self._one(sql.MESSAGE, (message_id,))
         return None if row is None else rows.message(row)
 
-    def family(self, root_id: str) -> tuple[int, bool]:
-        row = self._one(sql.FAMILY, (root_id,))
-        assert row is not None
-        return row[0], bool(row[1])
+    def families(self, roots: Iterable[Key]) -> dict[str, tuple[int, bool]]:
+        found = {}
+        for _, root_id in roots:
+            count, stopped = self._one(sql.FAMILY, (root_id,))
+            found[root_id] = (count, bool(stopped))
+        return found
 
-    def texted(self, message_id: str) -> Texted | None:
-        row = self._one(sql.TEXTED, (message_id,))
-        if row is None:
-            return None
+    def texted(self, message_ids: Iterable[str]) -> dict[str, Texted]:
+        found = {message_id: self._one(sql.TEXTED, (message_id,)) for message_id in message_ids}
+        return {message_id: self._text(row) for message_id, row in found.items() if row is not None}
+
+    @staticmethod
+    def _text(row: Sequence[Any]) -> Texted:
         account_key, to_addr, sender, state, event_id, conversation_key, root_id, hops, traceparent = row
         # An event that was forgotten leaves its text, and that tells enough.
         return Texted(account_key, to_addr, sender, state, event_id, conversation_key, root_id, hops or 0, traceparent)
