@@ -20,6 +20,7 @@ from dispatcher.errors import StoreUnusable
 from dispatcher.store.migrate import HEAD, REVISIONS, refuse_newer
 from dispatcher.store.postgres import partitions
 from dispatcher.store.postgres.connecting import connect, unusable
+from dispatcher.store.postgres.foresight import WHOLE, foresee
 
 # The first version that can detach a partition beside running transactions.
 _OLDEST_SERVER: Final = 140000
@@ -157,6 +158,9 @@ def _bring_forward(connection: psycopg.Connection[Any], url: str) -> list[str]:
             if before == HEAD:
                 return []
             _run_revisions(adopted)
+            if before is None:
+                for table in WHOLE:
+                    foresee(connection, table)
             facts = [("installation", uuid.uuid4().hex), ("secret", secrets.token_hex(32))]
             connection.cursor().executemany(
                 "INSERT INTO facts (name, value) VALUES (%s, %s) ON CONFLICT DO NOTHING", facts

@@ -14,6 +14,8 @@ from typing import Any, Final, TypeAlias
 import psycopg
 from psycopg import errors, sql
 
+from dispatcher.store.postgres.foresight import foresee
+
 # In the order in which a batch writes them.
 TABLES: Final = ("events", "runs", "steps", "messages")
 
@@ -136,6 +138,7 @@ def _make(connection: Runner, name: str, table: str, day: date) -> None:
     connection.execute(
         sql.SQL("CREATE TABLE {} (LIKE {} INCLUDING DEFAULTS) WITH ({})").format(made, parent, sql.SQL(_STORAGE[table]))
     )
+    foresee(connection, table, name=name, day=day.isoformat())
     # Its indexes come with it.
     connection.execute(
         sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})").format(

@@ -182,10 +182,14 @@ class Session:
         )  # fmt: skip
         try:
             # A commit counts once it is on the disk, whatever the server's default; a stricter one is left alone.
-            # Compiling queries that take a tenth of a millisecond does not pay.
+            # Compiling queries that take a tenth of a millisecond does not pay. All that a batch asks for is found by
+            # an index; but a plan that was made while a table was small would read it as a whole for as long as the
+            # plan is kept, which is until the table's next analysis.
             connection.execute(
                 "SELECT set_config('lock_timeout', %s, false), set_config('jit', 'off', false), "
                 "set_config('idle_in_transaction_session_timeout', %s, false), set_config('TimeZone', 'UTC', false), "
+                "set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false), "
+                "set_config('enable_mergejoin', 'off', false), "
                 "set_config('default_transaction_isolation', 'read committed', false), "
                 "CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') "
                 "THEN set_config('synchronous_commit', 'on', false) END",

@@ -71,6 +71,19 @@ def _upsert(table: str, columns: Sequence[str], key: Sequence[str], changing: Se
     )
 
 
+def _each(columns: Sequence[str], table: str, key: str) -> str:
+    """Return a query for the rows of one account with these keys, each looked up by itself.
+
+    `key = ANY(...)` leaves it to the planner whether to go through all rows of the account, and where there are no
+    statistics yet, or the account is one that they do not know, it thinks those few. OFFSET 0 keeps it from that.
+    """
+    return (
+        f"SELECT found.* FROM (SELECT %s::text AS account, unnest(%s::text[]) AS name) AS wanted, LATERAL ("  # noqa: S608
+        f"SELECT {_names(columns)} FROM {table} WHERE account_key = wanted.account AND {key} = wanted.name OFFSET 0"
+        ") AS found"
+    )
+
+
 # The session.
 BEGIN = "BEGIN; SELECT extract(epoch FROM clock_timestamp())::float8"
 FATE = "SELECT pg_xact_status(%s::xid8)"
@@ -179,10 +192,10 @@ TRY_CONTACTS = "SELECT k FROM unnest(%s::bigint[]) k WHERE NOT pg_try_advisory_x
 QUEUES = 0x64697175
 LOCK_QUEUE = "SELECT pg_advisory_xact_lock(%s, hashtext(%s))"
 SHARE_QUEUE = "SELECT pg_advisory_xact_lock_shared(%s, hashtext(%s))"
-KNOWN_EVENTS = "SELECT event_id, body_hash FROM event_ids WHERE account_key = %s AND event_id = ANY(%s)"
-CONTACTS = f"SELECT {_names(CONTACT_COLUMNS)} FROM contacts WHERE account_key = %s AND msisdn = ANY(%s)"  # noqa: S608
+KNOWN_EVENTS = _each(("event_id", "body_hash"), "event_ids", "event_id")
+CONTACTS = _each(CONTACT_COLUMNS, "contacts", "msisdn")
 CONTACT_NUMBER = "SELECT msisdn FROM contacts WHERE account_key = %s AND contact_key = %s"
-OPT_OUTS = "SELECT msisdn, reason FROM opt_outs WHERE account_key = %s AND msisdn = ANY(%s)"
+OPT_OUTS = _each(("msisdn", "reason"), "opt_outs", "msisdn")
 SUPPRESSED_ANY = "SELECT EXISTS (SELECT 1 FROM suppressions)"
 SUPPRESSED = "SELECT number_hash FROM suppressions WHERE number_hash = ANY(%s)"
 MESSAGE = f"SELECT {_names(MESSAGE_COLUMNS)} FROM messages WHERE message_id = %s AND received_on = '{{day}}'"  # noqa: S608
