@@ -107,7 +107,7 @@ def outcome_of_error(error: BaseException, handler: Handler | type[Handler]) -> 
     said = f"{type(error).__name__}: {_sayable(error)}".rstrip(": ")
     if isinstance(error, (*_TRANSIENT, *handler.transient)):
         return RetryLater(reason=said)
-    trace = "".join(traceback.format_exception(error))[-_TRACEBACK_LIMIT:]
+    trace = _sayable("".join(traceback.format_exception(error))[-_TRACEBACK_LIMIT:])
     return Failed(f"{said}\n{trace}")
 
 
@@ -186,7 +186,7 @@ def _sayable(reason: object) -> str:
     said = contained(lambda: "" if reason is None else str(reason))  # a `__str__` may be the plugin's
     if isinstance(said, Escaped):
         said = f"{type(reason).__name__} (which cannot be shown: {type(said.error).__name__})"
-    return said[:_REASON_LIMIT].encode("utf-8", "backslashreplace").decode()
+    return said[:_REASON_LIMIT].encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def prepared(attempt: Attempt, context: StepContext) -> Outcome | None:

@@ -37,9 +37,10 @@ MISTAKES = {
     "an exception for a reason": Failed(ValueError("odd")),
     "no reason": Failed(None),
     "a reason that UTF-8 cannot write": Failed("\ud800"),
+    "a reason that PostgreSQL cannot write": Failed("a\0b"),
     "a reason of ten million letters": Failed("x" * 10_000_000),
 }
-RAISED = [Mute(), asyncio.CancelledError(), GeneratorExit(), MemoryError(), RecursionError()]
+RAISED = [Mute(), asyncio.CancelledError(), GeneratorExit(), MemoryError(), RecursionError(), ValueError("a\0b")]
 
 
 @pytest.mark.parametrize("outcome", MISTAKES.values(), ids=MISTAKES)
