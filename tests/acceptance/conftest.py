@@ -153,3 +153,34 @@ def chance():
     seed = random.randrange(10**6)
     print(f"seed {seed}")  # noqa: T201 - shown when it fails
     return random.Random(seed)
+
+
+# With PostgreSQL, and several workers on it.
+
+
+@pytest.fixture
+def workshop(folder, postgres):
+    """A folder whose workers share a database."""
+    from tests.acceptance import databases
+
+    with databases.a_workshop(folder, postgres) as workshop:
+        yield workshop
+
+
+@pytest.fixture
+def shared_site(folder, vhost, postgres):
+    """A folder whose workers share a database and a broker, and the ledger of what goes in and comes out."""
+    from tests.acceptance import databases
+
+    with databases.a_shared_site(folder, vhost, postgres) as site:
+        yield site
+
+
+@pytest.fixture
+def ledger():
+    """An HTTP service that notes what it is asked."""
+    from tests.acceptance.outsiders import Ledger
+
+    ledger = Ledger()
+    yield ledger
+    ledger.close()
