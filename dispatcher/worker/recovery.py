@@ -58,6 +58,8 @@ class Recovery:
         for at in range(0, len(abandoned), _CHUNK):
             keys = abandoned[at : at + _CHUNK]
             self._batches.alone(lambda transaction: Work(abandoned=_running(transaction.runs(keys))))  # noqa: B023
+        # They were among those: what was under way in dead workers is settled, whoever died.
+        self._batches.abandoned.clear()
         if suspects or abandoned:
             log.info("worker.recovered", suspects=len(suspects), calls=len(abandoned))
 

@@ -132,7 +132,7 @@ class Session:
             self.close()
             if xid is None:
                 return  # it had written nothing
-            if self._fate(xid, pid, str(error)) != "committed":
+            if self._fate(xid, pid, said_by(error)) != "committed":
                 raise StoreUnusable(
                     f"the connection to {self.shown} broke before a commit; nothing of it was kept.",
                     hint="It is tried again.",
@@ -156,8 +156,11 @@ class Session:
                     return "committed" if row[0] == "committed" else "aborted"
                 # The server has not noticed yet that we are gone.
                 self.connection.execute(sql.END_BACKEND, (pid, xid))
-            except (psycopg.Error, StoreUnusable) as error:
-                reason = str(error)
+            except psycopg.Error as error:
+                reason = said_by(error)
+                self.close()
+            except StoreUnusable as error:
+                reason = error.message
                 self.close()
             time.sleep(_PAUSE_SECONDS)
 
