@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -53,10 +54,10 @@ chains:
 
 
 def an_event(number: int) -> bytes:
-    """An event of about 400 bytes, as a poll publishes it."""
+    """An event of about 400 bytes, with a random id, as a poll publishes it."""
     return json.dumps(
         {
-            "event_id": f"00000000-0000-4000-8000-{number:012d}",
+            "event_id": str(uuid.uuid4()),
             "account_key": "acc1",
             "conversation_key": "a6a20571e77f4aa89a8b10a771b005bc",
             "conversation_type": "vxpolls",
@@ -130,14 +131,18 @@ class Bench:
         """The end of what the worker logged."""
         return (self.folder / "stderr").read_text()[-2000:]
 
+    def count(self, rows: str) -> int:
+        """How many rows of a kind the store has."""
+        with closing(sqlite3.connect(f"file:{self.folder / 'store.db'}?mode=ro", uri=True)) as store:
+            return int(store.execute(f"SELECT count(*) FROM {rows}").fetchone()[0])
+
     def check(self, events: int) -> None:
         """Every event matched, every run done, every text sent, nothing left."""
-        with closing(sqlite3.connect(self.folder / "store.db")) as store:
-            found = {
-                query: store.execute(f"SELECT count(*) FROM {query}").fetchone()[0]
-                for query in ("events WHERE state = 'matched'", "runs WHERE state = 'done'", "contacts",
-                              "messages WHERE state = 'sent'", "outbox", "dead_letters")
-            }  # fmt: skip
+        found = {
+            rows: self.count(rows)
+            for rows in ("events WHERE state = 'matched'", "runs WHERE state = 'done'", "contacts",
+                         "messages WHERE state = 'sent'", "outbox", "dead_letters")
+        }  # fmt: skip
         if list(found.values()) != [events] * 4 + [0, 0]:
             raise SystemExit(f"not what there should be: {found}")
 
@@ -165,9 +170,8 @@ def throughput(bench: Bench, events: int) -> dict[str, float]:
 
 def wait_for_quiet(bench: Bench) -> None:
     """Wait until the last confirms are on record."""
-    with closing(sqlite3.connect(f"file:{bench.folder / 'store.db'}?mode=ro", uri=True)) as store:
-        while store.execute("SELECT count(*) FROM outbox").fetchone()[0]:
-            time.sleep(0.02)
+    while bench.count("outbox"):
+        time.sleep(0.02)
 
 
 def cpu_seconds(pid: int) -> float:
