@@ -20,12 +20,13 @@ PATIENCE = 120.0 if FULL_SIZE else 45.0
 
 
 class Ledger:
-    """A service that notes the path and the key of each call, and answers when it may: all, or only some paths."""
+    """A service that notes the path and the key of each call, and answers when it may."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str | None]] = []
         self.answers = threading.Event()
         self.answers.set()
+        self._seconds = 2 * PATIENCE
         ledger = self
 
         class Handling(BaseHTTPRequestHandler):
@@ -34,7 +35,7 @@ class Ledger:
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 ledger.calls.append((self.path.lstrip("/"), self.headers.get("Idempotency-Key")))
-                ledger.answers.wait(2 * PATIENCE)
+                ledger.answers.wait(ledger._seconds)
                 with contextlib.suppress(OSError):  # who is gone hears nothing
                     self.send_response(200)
                     self.send_header("Content-Length", "2")
@@ -55,6 +56,11 @@ class Ledger:
         self._server = Server(("127.0.0.1", 0), Handling)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def takes(self, seconds: float) -> None:
+        """Have each call from now on take so long."""
+        self._seconds = seconds
+        self.answers.clear()
 
     @property
     def times(self) -> collections.Counter[str]:

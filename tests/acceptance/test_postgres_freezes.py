@@ -23,7 +23,7 @@ from tests.harness.waiting import wait_until
 
 QUICK = {"lease_seconds": 2, "handler_hang_seconds": 1}
 CALLS = 8
-FREEZES = sized(3, 30)
+FREEZES = sized(2, 30)
 PART = 600
 EVENTS = FREEZES * PART
 

@@ -28,6 +28,8 @@ from tests.harness.waiting import wait_until
 EVENTS = sized(2_000, 20_000)
 KILLS = sized(4, 40)
 BATCH = 32  # so that there are enough of them to be in each other's way
+CALLS = 30
+CALLERS_KILLED = sized(2, 20)
 # Fewer batches than a hundred tell nothing of one in a hundred.
 FORGIVEN = 2
 
@@ -51,11 +53,16 @@ class Mortals:
     def count_commits(self, number):
         self.commits += scraped(self.ports[number])["dispatcher_commits_total"]
 
-    def kill_one(self):
+    def choose(self):
+        """Return the number of the next one to die."""
         number = self.chance.randrange(1, 5)
+        self.shop.entered(self.alive[number])
+        return number
+
+    def kill(self, number, *, counting=True):
+        if counting:  # which takes a moment
+            self.count_commits(number)
         worker = self.alive[number]
-        self.shop.entered(worker)
-        self.count_commits(number)
         worker.kill()
         self.killed += worker.process.returncode == KILLED
         self.start(number)
@@ -92,7 +99,7 @@ def test_four_workers_killed_at_random_lose_nothing_and_repeat_nothing(workshop,
     for part in range(KILLS):
         enough = some_moment(chance, part)
         wait_until(lambda enough=enough: workshop.books.count("messages") >= enough, f"{enough} texts", PATIENCE)
-        mortals.kill_one()
+        mortals.kill(mortals.choose())
     publishing.finish()
     assert publishing.failures == []
     done = "runs WHERE state = 'done'"
@@ -111,12 +118,51 @@ def test_four_workers_on_a_broker_killed_at_random_lose_nothing_and_repeat_nothi
     for part in range(KILLS):
         enough = some_moment(chance, part)
         wait_until(lambda enough=enough: site.count("messages") >= enough, f"{enough} texts", PATIENCE)
-        mortals.kill_one()
+        mortals.kill(mortals.choose())
     site.settle(PATIENCE)
     mortals.end()
     print(brokers.nothing_is_lost_or_doubled(site))  # noqa: T201
     assert mortals.killed == KILLS
     mortals.were_out_of_each_others_way()
+
+
+def test_calls_of_workers_killed_at_random_are_made_again_under_their_key_or_not_at_all(workshop, ledger, chance):
+    shop = workshop
+    shop.install_calls(ledger.url)
+    mortals = Mortals(shop, chance)
+    for worker in mortals.alive.values():
+        shop.entered(worker)
+    ledger.takes(0.3)
+    keyed, once = [], []
+    for part in range(CALLERS_KILLED):
+        names = range(part * CALLS, (part + 1) * CALLS)
+        keyed += [f"keyed-{n}" for n in names]
+        once += [f"once-{n}" for n in names]
+        victim = mortals.choose()
+        enough = len(ledger.calls) + chance.randrange(1, CALLS)
+        shop.publish(
+            *(
+                an_event(event_id=f"{kind}-{n}", event_type=event_type, event_data={})
+                for n in names
+                for kind, event_type in (("keyed", "call"), ("once", "call_once"))
+            )
+        )
+        wait_until(lambda enough=enough: len(ledger.calls) >= enough, f"{enough} calls", PATIENCE)
+        mortals.kill(victim, counting=False)
+    settled = "runs WHERE state IN ('done', 'held')"
+    wait_until(lambda: shop.books.count(settled) == len(keyed + once), "all calls", PATIENCE)
+    mortals.end()
+    times, keys = ledger.times, dict(ledger.calls)
+    assert set(times) >= set(keyed)
+    assert len(set(ledger.calls)) == len(keys), "a call that was repeated had another key"
+    assert all(times[event_id] <= 1 for event_id in once)
+    held = {row[0] for row in shop.books.query("SELECT event_id FROM runs WHERE state = 'held'")}
+    letters = {row[0] for row in shop.books.query("SELECT event_id FROM dead_letters WHERE reason = 'unknown'")}
+    assert held == letters
+    assert held <= set(once)
+    assert {event_id for event_id in once if not times[event_id]} <= held
+    repeated = sum(times[event_id] > 1 for event_id in keyed)
+    print(f"{len(held)} of {len(once)} calls without a key held, {repeated} of {len(keyed)} with one repeated")  # noqa: T201
 
 
 # Failpoints.
