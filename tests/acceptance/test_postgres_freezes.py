@@ -121,10 +121,10 @@ def test_texts_that_a_frozen_worker_was_publishing_are_held_by_another_and_not_p
     rabbit.set_memory_alarm()
     frozen.process.send_signal(signal.SIGCONT)
     wait_until(lambda: site.count("outbox") == 40, "texts and emits that wait for a confirm")
-    wait_until(lambda: site.count("outbox WHERE state = 'sending'") >= 20, "those with the publisher")
+    wait_until(lambda: frozen.said("amqp.blocked"), "the broker's word that it takes no more")
     freeze(frozen)
     in_doubt = site.count("outbox WHERE state = 'sending' AND on_unknown = 'hold'")
-    assert in_doubt
+    assert in_doubt  # those that were with the publisher before; the others wait in the store
     other = site.shop.start(2, **QUICK)
     site.shop.entered(other)
     wait_until(lambda: site.count("messages WHERE state = 'held'") == in_doubt, "held texts", PATIENCE)
