@@ -56,6 +56,7 @@ class Postgres:
     def __init__(self, server: DurableServer, folder: Path, given: argparse.Namespace) -> None:
         self._server, self._folder, self._given = server, folder, given
         self._sites = 0
+        self._measured: Figures = {}
 
     def _site(self, name: str) -> Site:
         self._sites += 1
@@ -73,7 +74,7 @@ class Postgres:
                 for run in range(self._given.runs)
             ]
             late = SharedBench(node, self._server, self._folder / "late", "late")
-            return {"runs": runs, "latency": latency(late, self._given.rate, 20.0)}
+            return {"runs": runs, "bytes": self._measured, "latency": latency(late, self._given.rate, 20.0)}
         finally:
             node.end()
 
@@ -81,6 +82,7 @@ class Postgres:
         events = self._given.events
         bench.fill(events)
         pid: list[int] = []
+        [(wal,)] = self._sql("SELECT pg_current_wal_lsn()")
         processor = Processor(
             {
                 "worker": lambda: pid[0] if pid else None, "postgresql": lambda: self._server.pid,
@@ -105,8 +107,17 @@ class Postgres:
                 ).fetchone()  # type: ignore[misc]
         processor.stop()
         bench.check(events)
+        [(written,)] = self._sql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), %s::pg_lsn)", wal)
         cpu = {f"{name}_us": used / (events - first) * 1e6 for name, used in processor.between(began, ended).items()}
-        return {"events_per_second": (events - first) / (ended - began), **cpu, "connections": held}
+        self._measured = sizes(bench.store, events)
+        return {
+            "events_per_second": (events - first) / (ended - began), **cpu, "connections": held,
+            "wal_bytes": float(written) / events,
+        }  # fmt: skip
+
+    def _sql(self, statement: str, *values: object) -> list[Any]:
+        with psycopg.connect(self._server.url()) as connection:
+            return connection.execute(statement, values or None).fetchall()
 
     def embedded(self) -> Figures:
         """What `publish` has stored, worked off by one worker and by two, of many people and of few."""
@@ -127,21 +138,12 @@ class Postgres:
                     if self._given.statements:
                         for row in statements(site):
                             say("  ".join(map(str, row)))
-                    self._bytes(site, found, self._given.events * workers)
+                    found["bytes"] = sizes(site.url, self._given.events * workers)
                     self._server.databases.drop(site.url)
         for name in ("one each", "500 people"):
             pairs = zip(found[f"{name}, 2"], found[f"{name}, 1"], strict=True)
             found[f"{name}, ratios"] = [two["events_per_second"] / one["events_per_second"] for two, one in pairs]
         return found
-
-    def _bytes(self, site: Site, found: Figures, events: int) -> None:
-        sizes = site.sql(
-            "SELECT coalesce(i.inhparent, c.oid)::regclass::text, sum(pg_table_size(c.oid))::float8, "
-            "sum(pg_indexes_size(c.oid))::float8 FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid "
-            "WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace GROUP BY 1 "
-            "HAVING sum(pg_total_relation_size(c.oid)) > 500000 ORDER BY 1"
-        )
-        found["bytes"] = {table: {"rows": rows / events, "indexes": index / events} for table, rows, index in sizes}
 
     def timers(self) -> Figures:
         """The hot path of a store with a million runs that wait, beside one that has none."""
@@ -161,6 +163,9 @@ class Postgres:
 
     def _compare(self, sites: dict[str, Site]) -> Figures:
         found: dict[str, list[dict[str, float]]] = {name: [] for name in sites}
+        if self._given.statements:
+            for site in sites.values():
+                site.sql("CREATE EXTENSION pg_stat_statements")
         for run in range(self._given.pairs + 1):
             for name, site in list(sites.items())[:: 1 if run % 2 else -1]:
                 published = site.publish(self._given.events, 10_000_000)
@@ -168,6 +173,11 @@ class Postgres:
                 if run:  # the first one warmed the caches
                     found[name].append(drained)
                     say(f"{name}: {drained}")
+        if self._given.statements:
+            for name, site in sites.items():
+                say(name)
+                for row in statements(site):
+                    say("  ".join(map(str, row)))
         first, second = found.values()
         ratios = {
             figure: statistics.median(b[figure] / a[figure] for a, b in zip(first, second, strict=True))
@@ -219,6 +229,18 @@ class Postgres:
         }
 
 
+def sizes(url: str, events: int) -> Figures:
+    """Return the bytes an event of each table of some size, and of its indexes."""
+    with psycopg.connect(url) as connection:
+        found = connection.execute(
+            "SELECT coalesce(i.inhparent, c.oid)::regclass::text, sum(pg_table_size(c.oid))::float8, "
+            "sum(pg_indexes_size(c.oid))::float8 FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid "
+            "WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace GROUP BY 1 "
+            "HAVING sum(pg_total_relation_size(c.oid)) > 500000 ORDER BY 1"
+        ).fetchall()
+    return {table: {"rows": rows / events, "indexes": indexes / events} for table, rows, indexes in found}
+
+
 def say(text: str) -> None:
     """Say how far this is."""
     sys.stderr.write(text + "\n")
@@ -253,7 +275,7 @@ def main() -> None:
     parser.add_argument("--archived", type=int, default=5_000_000)
     parser.add_argument("--dropped", type=int, default=1_000_000)
     parser.add_argument("--buffers", default="2GB", help="PostgreSQL's shared_buffers")
-    parser.add_argument("--statements", action="store_true", help="say what each statement of `embedded` took")
+    parser.add_argument("--statements", action="store_true", help="say what each statement took")
     parser.add_argument("--folder", type=Path, help="where the server's data goes: a disk, on which syncing costs")
     parser.add_argument("--json", type=Path, help="write all figures there, too")
     given = parser.parse_args()

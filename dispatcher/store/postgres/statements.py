@@ -239,10 +239,12 @@ EVENT_READ = (
     "generation", "crash_count",
 )  # fmt: skip
 _EVENT = _names(EVENT_READ, "e.")
-# Of each day whether it has new events, and runs that are due.
+# Of each day whether it has new events, and runs that are due or wait for a slot. The least of each is the first entry
+# of its index; whether there is any at all, the planner would rather find out by reading the day.
 DAYS = """
-SELECT d, EXISTS (SELECT 1 FROM events WHERE received_on = d AND state = 'new'),
-       EXISTS (SELECT 1 FROM runs WHERE received_on = d AND due_at <= %s)
+SELECT d, (SELECT min(account_key) FROM events WHERE received_on = d AND state = 'new') IS NOT NULL,
+       coalesce((SELECT min(due_at) FROM runs WHERE received_on = d AND lane = '' AND due_at IS NOT NULL) <= %s, false)
+       OR (SELECT min(lane) FROM runs WHERE received_on = d AND lane > '' AND due_at IS NOT NULL) IS NOT NULL
 FROM unnest(%s::text[]) d
 """
 ACCOUNTS_WITH_NEW = """
