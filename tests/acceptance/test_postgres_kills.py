@@ -25,8 +25,8 @@ from tests.acceptance.test_crashes import BROKERS
 from tests.harness.rabbit import free_port
 from tests.harness.waiting import wait_until
 
-EVENTS = sized(2_000, 20_000)
-KILLS = sized(4, 40)
+EVENTS = sized(1_200, 20_000)
+KILLS = sized(3, 40)
 BATCH = 32  # so that there are enough of them to be in each other's way
 CALLS = 30
 CALLERS_KILLED = sized(2, 20)
@@ -95,7 +95,7 @@ def some_moment(chance, part):
 def test_four_workers_killed_at_random_lose_nothing_and_repeat_nothing(workshop, chance):
     mortals = Mortals(workshop, chance)
     wait_until(lambda: workshop.books.made, "the tables")
-    publishing = Publishing(workshop.folder, events_of_few(EVENTS), EVENTS // 4)
+    publishing = Publishing(workshop.folder, events_of_few(EVENTS), EVENTS // 3)
     for part in range(KILLS):
         enough = some_moment(chance, part)
         wait_until(lambda enough=enough: workshop.books.count("messages") >= enough, f"{enough} texts", PATIENCE)

@@ -20,11 +20,11 @@ from tests.harness.proxy import proxied
 from tests.harness.waiting import wait_until
 
 RESTARTS = sized(3, 12)
-BETWEEN_SECONDS = 5 if FULL_SIZE else 1
-EVENTS = sized(1_500, 20_000)
-TERMINATIONS = sized(10, 120)
+BETWEEN_SECONDS = 5 if FULL_SIZE else 0.7
+EVENTS = sized(1_000, 20_000)
+TERMINATIONS = sized(8, 120)
 STOLEN = sized(12, 300)
-CUTS = sized(6, 100)
+CUTS = sized(4, 100)
 
 
 def restart(server, how):
@@ -58,7 +58,7 @@ def ended_well(workshop, events):
 
 def test_postgresql_that_is_restarted_again_and_again_costs_nothing(workshop, postgres_server):
     workshop.starts(2)
-    publishing = Publishing(workshop.folder, events_of_few(EVENTS), EVENTS // 10)
+    publishing = Publishing(workshop.folder, events_of_few(EVENTS), EVENTS // 5)
     restart_again_and_again(postgres_server)
     publishing.finish()
     ended_well(workshop, EVENTS)
@@ -91,7 +91,7 @@ WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'acti
 def test_backends_that_are_ended_in_the_middle_of_commits_cost_nothing(workshop):
     workshop.starts(2, batch_events=4)
     workshop.books.query(SLOW_COMMITS)
-    publishing = Publishing(workshop.folder, events_of_few(EVENTS), EVENTS // 5)
+    publishing = Publishing(workshop.folder, events_of_few(EVENTS), EVENTS // 2)
     ended = []
     wanted = itertools.cycle(["COMMIT%", "COMMIT%", "%"])
     while len(ended) < TERMINATIONS:

@@ -67,17 +67,17 @@ def timing(workshop, ledger):
 
 
 def publish_timers(shop, count):
-    """Publish what waits, and work it off until all does."""
+    """Publish what waits, and wait until all does."""
     events = [an_event(n, event_type="later", event_data={"msisdn": f"082555{n:04d}"}) for n in range(count)]
     shop.publish(*events)
-    assert shop.start(1, "--drain").ended() == 0
+    wait_until(lambda: shop.books.count("runs WHERE state = 'waiting'") == count, "timers", PATIENCE)
     assert shop.books.query("SELECT state, count(*) FROM runs GROUP BY 1") == [("waiting", count)]
 
 
 def test_each_of_many_timers_that_are_due_at_one_instant_fires_once(timing, ledger):
     shop = timing
-    publish_timers(shop, TIMERS)
     shop.starts(RACERS, batch_events=32)
+    publish_timers(shop, TIMERS)
     shop.books.query(AT_ONCE)
     wait_until(lambda: shop.books.count("runs WHERE state = 'done'") == TIMERS, "all timers", PATIENCE)
     shop.end()
@@ -89,22 +89,21 @@ def test_each_of_many_timers_that_are_due_at_one_instant_fires_once(timing, ledg
         ("wait", "done", 1, TIMERS),
     ]
     assert shop.books.deadlocks == 0
-    winners = [worker.said("worker.stopped")[0]["steps"] for worker in shop.workers[1:]]
-    print(f"steps by worker: {winners}")  # noqa: T201
-    assert sum(steps > 0 for steps in winners) > 1
 
 
 @pytest.mark.parametrize("hours", [5, -5])
 def test_wrong_clock_of_a_machine_changes_nothing_in_when_timers_fire(timing, ledger, hours):
     shop = timing
-    publish_timers(shop, 10)
     path = shop.folder.path / "wrong"
     path.mkdir()
     (path / "sitecustomize.py").write_text(WRONG_CLOCK.format(hours=hours))
     shop.folder.environ["PYTHONPATH"] = str(path)
-    shop.books.query(IN_AN_HOUR)
     worker = shop.start(1)
     shop.entered(worker)
+    publish_timers(shop, 10)
+    in_a_day = "due_at::timestamptz BETWEEN now() + interval '23 hours' AND now() + interval '25 hours'"
+    assert shop.books.count(f"runs WHERE {in_a_day}") == 10
+    shop.books.query(IN_AN_HOUR)
     logged = worker.said("lease.held")[0]["timestamp"]
     started = shop.books.query("SELECT started_at FROM workers")[0][0]
     assert (logged[:13] > started[:13]) == (hours > 0), "its clock is wrong"
