@@ -118,7 +118,7 @@ class Transaction(Reads, Protocol):
         ...
 
     def count_crash(self, seq: int) -> tuple[int, str] | None:
-        """Count a crash against an event; return the count and the event's state, None for an unknown event."""
+        """Count a crash against an event; return the count and the event's id, None for an unknown event."""
         ...
 
     def forget_crashes(self, seq: int) -> None:

@@ -207,7 +207,8 @@ class Worker:
             elif drain and idle and not self._batches.queued:
                 if self._paused is not None:
                     raise StoreUnusable(f"nothing new is taken: {self._paused}.", hint="Events stay where they are.")
-                if self._broker is None or self._broker.drained(self._store):
+                others_wait = self._membership is not None and self._membership.waits()
+                if not others_wait and (self._broker is None or self._broker.drained(self._store)):
                     return 0
             self._sleep(stopping_since, drain=drain)
 
@@ -240,6 +241,7 @@ class Worker:
             self._wakeup.wait(_PAUSE_AFTER_STORE_ERROR)
             return not stopping  # when it stops, the grace runs out all the same
         self._status.store_fails(None)
+        self._remarks.over("store.unusable", "store.usable")
         if worked:
             self._remarks.refused(self._batches.totals)
         if self._every("report", _REPORT_EVERY) and worked:
@@ -336,6 +338,8 @@ class Worker:
             max_crashes=self._settings.max_crashes,
             wait_for_calls=wait_for_calls,
         ).run(died_elsewhere)
+        if self._membership is not None:
+            self._membership.recovered()
 
     def _is_patient(self, reason: str) -> bool:
         """Whether to wait on for a store that was lost in the middle of a commit; called now and then meanwhile."""

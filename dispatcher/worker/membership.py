@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # After a look that found nothing new or due, how long the next one is spared, in seconds.
 _LOOK_PAUSE = 0.02
+# How soon a drain looks again for a silent worker that it may take over from by then, in seconds.
+_LOOK_AGAIN = 1.0
 
 
 class Membership:
@@ -59,15 +61,26 @@ class Membership:
     def join(self, *, drain: bool) -> list[int]:
         """Enter the workers, and take over from those that died on this machine.
 
-        Return the `seq` of each event that those of other seats had in hand.
+        Return the `seq` of each event that those of other seats had in hand; `recovered` says that they are dealt with.
         """
         suspects = [seq for path in self._seat.slots_left for seq in slots_of(path)]
         # A drain ends at the first look that finds nothing, so it spares none.
         number = self._store.join(self._name, look_pause=0.0 if drain else _LOOK_PAUSE)
         self._take_over(self._seat.died)
-        self._seat.settle(number)
+        self._seat.note(number)
         log.info("lease.held", number=number, seat=self._seat.index)
         return suspects
+
+    def recovered(self) -> None:
+        """What those had in hand that died on this machine is dealt with: their seats are free."""
+        self._seat.free_left()
+
+    def waits(self) -> bool:
+        """Whether a worker seems dead whose work this one cannot take over yet; a drain waits for that."""
+        silent = self._store.anyone_silent()
+        if silent:
+            self._next_look = min(self._next_look, self._clock.monotonic() + _LOOK_AGAIN)
+        return silent
 
     def tick(self) -> None:
         """Show that this worker is alive, and look for dead ones, when it is time. Raises LeaseLost, StoreUnusable."""

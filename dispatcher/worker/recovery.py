@@ -74,8 +74,8 @@ class Recovery:
                     # It was in a batch that never was committed. What comes again in its place must have a name.
                     self._batches.store_first(_STORE_FIRST_SECONDS)
                     continue
-                count, _ = counted
-                log.warning("event.suspected", event_seq=seq, crashes=count)
+                count, event_id = counted
+                log.warning("event.suspected", event=event_id, crashes=count)
                 if count < self._max_crashes:
                     alone.append(seq)
                 else:

@@ -17,11 +17,20 @@ class Remarks:
         self._clock = clock
         self._said: dict[str, float] = {}
         self._refused = 0
+        self._lasting: set[str] = set()
 
     def fault(self, event: str, **facts: object) -> None:
         """Log a fault as an error, if it was not said within a minute."""
+        self._lasting.add(event)
         if self._may_say(event):
             log.error(event, **facts)
+
+    def over(self, event: str, told: str) -> None:
+        """Tell that a fault is over, if it was there; the next one is told at once."""
+        if event in self._lasting:
+            self._lasting.discard(event)
+            self._said.pop(event, None)
+            log.info(told)
 
     def refused(self, totals: Counts) -> None:
         """Tell of deliveries that became dead letters: nobody else tells whoever published them."""

@@ -67,10 +67,14 @@ class Seat:
         """What those noted that died in other seats."""
         return [held.path.with_suffix(".slots") for held in self._left]
 
-    def settle(self, number: int) -> None:
-        """Note the number of this worker; what others left is taken over, and their seats are free."""
+    def note(self, number: int) -> None:
+        """Note the number of this worker, whose seat this is from now on."""
         self._write(self._own, str(number))
+
+    def free_left(self) -> None:
+        """Free the seats of those that died: what they had in hand is dealt with, and is nobody's any more."""
         for held in self._left:
+            held.path.with_suffix(".slots").unlink(missing_ok=True)
             self._write(held, "")
             os.close(held.descriptor)
         self._left.clear()

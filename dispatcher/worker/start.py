@@ -26,4 +26,4 @@ def _opened(settings: Settings) -> Store:
         return SqliteStore.open(settings.store_path)
     from dispatcher.store.postgres.store import PostgresStore  # noqa: PLC0415 - as above
 
-    return PostgresStore.open(settings.store_url, lease_seconds=settings.lease_seconds)
+    return PostgresStore.open(settings.store_url, shown=settings.store_shown, lease_seconds=settings.lease_seconds)

@@ -91,16 +91,19 @@ class Lease:
         A worker that has itself been connected for a moment only says nothing about others: after an outage of the
         server all come back, one after the other.
         """
-        grace = self._seconds * _GRACE
-        settled = time.monotonic() - self._session.connected_at > grace
-        found = connection.execute(
-            sql.DEAD,
-            {
-                "me": self.number, "surely": list(surely), "settled": settled, "lease": self._seconds, "grace": grace,
-                "sign": SIGN_OF_LIFE,
-            },
-        )  # fmt: skip
-        return [row[0] for row in found]
+        settled = time.monotonic() - self._session.connected_at > self._seconds * _GRACE
+        return [row[0] for row in connection.execute(sql.DEAD, self._asked(surely, settled=settled))]
+
+    def anyone_silent(self, connection: psycopg.Connection[Any]) -> bool:
+        """Whether a worker seems dead, though this one may not have been connected for long enough to say so."""
+        row = connection.execute(sql.SILENT, self._asked((), settled=True)).fetchone()
+        return row is not None and bool(row[0])
+
+    def _asked(self, surely: Iterable[int], *, settled: bool) -> dict[str, Any]:
+        return {
+            "me": self.number, "surely": list(surely), "settled": settled, "lease": self._seconds,
+            "grace": self._seconds * _GRACE, "sign": SIGN_OF_LIFE,
+        }  # fmt: skip
 
     @property
     def beat_every(self) -> float:

@@ -105,7 +105,13 @@ def _schema_version(connection: psycopg.Connection[Any], url: str) -> str | None
             hint="CREATE SCHEMA makes one, GRANT USAGE, CREATE ON SCHEMA opens it.",
         )
     if ours:
-        return str(_row(connection, "SELECT min(version_num) FROM alembic_version")[0])
+        version = _row(connection, "SELECT min(version_num) FROM alembic_version")[0]
+        if version is None:
+            raise StoreUnusable(
+                f"the store {urls.shown(url)} does not say of which schema it is: its table alembic_version is empty.",
+                hint="Restore it from a backup; nothing was touched.",
+            )
+        return str(version)
     if _row(connection, _OCCUPIED)[0]:
         raise StoreUnusable(
             f"{urls.shown(url)} holds another program's tables in its schema {schema}, and no store of the dispatcher.",

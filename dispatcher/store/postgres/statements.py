@@ -109,7 +109,7 @@ LEAVE = (
 LAPSE = "UPDATE workers SET seen_at = '' WHERE number = %s"
 _AGO = _NOW.replace("clock_timestamp()", "(clock_timestamp() - make_interval(secs => %({})s))")
 # Silent for the length of a lease; or for a part of it, with a session that has ended.
-DEAD = f"""
+_DEAD = f"""
 SELECT w.number FROM workers w
 WHERE w.number <> %(me)s AND (
     w.number = ANY(%(surely)s) OR (%(settled)s AND (
@@ -121,8 +121,9 @@ WHERE w.number <> %(me)s AND (
         ))
     )) OR w.seen_at = ''
 )
-ORDER BY w.number FOR UPDATE SKIP LOCKED
 """  # noqa: S608
+DEAD = f"{_DEAD} ORDER BY w.number FOR UPDATE SKIP LOCKED"
+SILENT = f"SELECT EXISTS ({_DEAD})"
 BURY = "DELETE FROM workers WHERE number = ANY(%s)"
 # Of the dead, and of those who left the workers without having settled all.
 _LEFT = "(lease_token = ANY(%s) OR NOT EXISTS (SELECT 1 FROM workers w WHERE w.number = lease_token))"
@@ -310,7 +311,7 @@ STEPS_OF_RUNS = (
 CHAIN_TEXT = "SELECT text FROM chains WHERE digest = %s"
 
 # Crashes.
-COUNT_CRASH = "UPDATE events SET crash_count = crash_count + 1 WHERE seq = %s RETURNING crash_count, state"
+COUNT_CRASH = "UPDATE events SET crash_count = crash_count + 1 WHERE seq = %s RETURNING crash_count, event_id"
 FORGET_CRASHES = "UPDATE events SET crash_count = 0 WHERE seq = %s AND state <> 'dead'"
 PARK_CRASHED_EVENT = "UPDATE events SET state = 'dead', note = %s WHERE seq = %s"
 PARK_CRASHED_RUNS = (

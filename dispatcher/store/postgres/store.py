@@ -66,14 +66,16 @@ class PostgresStore:
         self.suppressed: set[bytes] = set()
 
     @classmethod
-    def open(cls, url: str | Callable[[], str], *, lease_seconds: float = _IDLE_SECONDS) -> PostgresStore:
+    def open(
+        cls, url: str | Callable[[], str], *, shown: str | None = None, lease_seconds: float = _IDLE_SECONDS
+    ) -> PostgresStore:
         """Connect to the store, made or migrated where need be; `url` is asked for at each connection.
 
         Raises StoreUnusable where it cannot be reached or written, is no store, or was made by a newer version.
         """
         asked = url if callable(url) else lambda: url
         migrate.upgrade(asked())
-        session = Session(asked, urls.shown(asked()), DatabaseClock(), idle_seconds=lease_seconds)
+        session = Session(asked, shown or urls.shown(asked()), DatabaseClock(), idle_seconds=lease_seconds)
         try:
             return cls(session, lease_seconds=lease_seconds)
         except BaseException:
@@ -181,6 +183,11 @@ class PostgresStore:
             connection.execute(sql.BURY, (dead,))
             transaction.commit()
         return dead, runs
+
+    def anyone_silent(self) -> bool:
+        """Whether a worker seems dead whose work cannot be taken over yet."""
+        with self.session.refusals():
+            return self.lease.anyone_silent(self.connection)
 
     def keep_channels(self, epochs: Collection[str]) -> None:
         """Record that of this worker's channels only these are open still, and that it has nothing of others in hand.

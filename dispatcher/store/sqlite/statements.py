@@ -140,7 +140,7 @@ STEPS_OF_RUN = "SELECT position, step, state, result FROM steps WHERE run_seq = 
 CHAIN_TEXT = "SELECT text FROM chains WHERE digest = ?"
 
 # Crashes.
-COUNT_CRASH = "UPDATE events SET crash_count = crash_count + 1 WHERE seq = ? RETURNING crash_count, state"
+COUNT_CRASH = "UPDATE events SET crash_count = crash_count + 1 WHERE seq = ? RETURNING crash_count, event_id"
 FORGET_CRASHES = "UPDATE events SET crash_count = 0 WHERE seq = ? AND state <> 'dead'"
 PARK_CRASHED_EVENT = "UPDATE events SET state = 'dead', note = ? WHERE seq = ?"
 PARK_CRASHED_RUNS = (

@@ -184,7 +184,7 @@ class SqliteTransaction:
     # Crashes.
 
     def count_crash(self, seq: int) -> tuple[int, str] | None:
-        """Count a crash against an event; return the count and the event's state, None for an unknown event."""
+        """Count a crash against an event; return the count and the event's id, None for an unknown event."""
         row = self._one(sql.COUNT_CRASH, (seq,))
         return None if row is None else (row[0], row[1])
 

@@ -30,7 +30,7 @@ def test_two_workers_that_want_one_seat_get_two(tmp_path):
 
 def test_the_number_of_a_worker_that_left_clean_is_forgotten(tmp_path):
     seat = Seat(tmp_path, "store", 1)
-    seat.settle(17)
+    seat.note(17)
     seat.leave(clean=True)
     again = Seat(tmp_path, "store", 1)
     assert again.died == []
@@ -42,7 +42,7 @@ def test_a_killed_worker_is_named_to_the_next_one_in_its_seat(tmp_path):
     seat = Seat(tmp_path, "store", 1)
     assert seat.died == [17]
     assert seat.slots_left == []  # what it had in hand is in this seat's own file
-    seat.settle(18)
+    seat.note(18)
     seat.leave(clean=True)
 
 
@@ -53,7 +53,8 @@ def test_workers_killed_in_seats_that_nobody_takes_are_found_too(tmp_path):
     seat = Seat(tmp_path, "store", 1)
     assert sorted(seat.died) == [5, 6]
     assert seat.slots_left == [tmp_path / "dispatcher-store-2.slots", tmp_path / "dispatcher-store-7.slots"]
-    seat.settle(8)
+    seat.note(8)
+    seat.free_left()
     seat.leave(clean=True)
     again = Seat(tmp_path, "store", 1)
     assert again.died == []
@@ -84,10 +85,10 @@ def test_a_folder_that_is_not_there_is_told_with_its_setting(tmp_path):
 def killed(folder, *, seat, number, store="store"):
     code = (
         "import sys, time; from pathlib import Path; from dispatcher.worker.seat import Seat; "
-        f"Seat(Path(sys.argv[1]), {store!r}, {seat}).settle({number}); print('taken', flush=True); time.sleep(60)"
+        f"Seat(Path(sys.argv[1]), {store!r}, {seat}).note({number}); print('taken', flush=True); time.sleep(60)"
     )
     # The seat must outlive its object, as it does in a worker.
-    code = code.replace("Seat(Path", "seat = Seat(Path").replace(".settle(", "; seat.settle(")
+    code = code.replace("Seat(Path", "seat = Seat(Path").replace(".note(", "; seat.note(")
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"taken\n"
     os.kill(process.pid, signal.SIGKILL)
