@@ -327,7 +327,8 @@ def _store_contradictions(settings: Settings, origin: Mapping[str, str]) -> Iter
         named = origin.get("lease_seconds") or origin.get("handler_hang_seconds")
         yield (
             f"{named}: {PREFIX}LEASE_SECONDS ({settings.lease_seconds:g}) must be greater than "
-            f"{PREFIX}HANDLER_HANG_SECONDS ({settings.handler_hang_seconds:g}): a worker says nothing while a handler holds its batch."
+            f"{PREFIX}HANDLER_HANG_SECONDS ({settings.handler_hang_seconds:g}): "
+            "a worker says nothing while a handler holds its batch."
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Awaitable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from dispatcher.engine.attempt import Attempt, bind, concluded, guarded, prepared, scope_of
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from dispatcher.engine.machine import Engine
 
 _CRASHED = "the worker stopped while the call was under way"
+
+
+# When to look again for a contact that another worker has in hand.
+_BUSY = timedelta(milliseconds=200)
 
 
 class Batch:
@@ -163,8 +167,11 @@ class Batch:
             self._prefetch(wave)
             self._active = []
             for attempt in wave:
-                if (self.counts.steps and self._spent()) or (self.overlay.busy and self._is_busy(attempt)):
+                if self.counts.steps and self._spent():
                     self._transitions.park(attempt.run)
+                    continue
+                if self.overlay.busy and self._is_busy(attempt):
+                    self._transitions.park(attempt.run, _BUSY)
                     continue
                 self._execute(attempt)
                 if attempt.run.state == "ready" and attempt.run.due_at is None:

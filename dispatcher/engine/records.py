@@ -112,6 +112,8 @@ class Run:
     step_started_at: str | None = None
     resolution: str | None = None
     finished_at: str | None = None
+    # When the run came to the step that it stands at; no attempt changes that.
+    arrived_at: str = ""
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     scope: dict[str, Any] = field(default_factory=dict)
 

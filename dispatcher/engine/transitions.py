@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, assert_never
 
 from pydantic import BaseModel
@@ -20,6 +20,7 @@ from dispatcher.events.limits import Limits, Refusal, plain_json, quickly_plain
 from dispatcher.plugins.outcomes import Done, Failed, Outcome, RetryLater, Unknown
 from dispatcher.rules.plan import Chain, Step
 
+_AT_ONCE = timedelta(0)
 # An integer beyond 64 bits has 19 digits at least.
 _LONG_NUMBER = re.compile(r"[:,\[]-?\d{19}")
 _from_json = json.JSONDecoder().decode
@@ -58,6 +59,8 @@ class Transitions:
             resolution=values["resolution"],
         )
         for step in row.steps:
+            if step["position"] < run.position and step["finished_at"]:
+                run.arrived_at = max(run.arrived_at, step["finished_at"])
             if step["position"] < run.position and step["state"] in _BEHIND:
                 result = json.loads(step["result"]) if step["result"] else {}
                 run.results[step["step"]] = {**result, "state": _BEHIND[step["state"]]}
@@ -71,9 +74,10 @@ class Transitions:
         )
         self._dead_letter("cannot_bind", reason, values["account_key"], row.stored.event.event_id, values["run_id"])
 
-    def park(self, run: Run) -> None:
-        """Commit the run as due now: the batch's budget is spent."""
-        run.state, run.due_at, run.lane = "ready", self._overlay.now_text, OPEN_LANE
+    def park(self, run: Run, pause: timedelta = _AT_ONCE) -> None:
+        """Commit the run as due now, or after a pause: it goes on with a later batch."""
+        due_at = as_text(self._overlay.now + pause) if pause else self._overlay.now_text
+        run.state, run.due_at, run.lane = "ready", due_at, OPEN_LANE
 
     def finish(self, run: Run, state: RunState, error: str | None = None) -> None:
         """End the run."""
@@ -255,6 +259,7 @@ class Transitions:
 
     def _move_on(self, run: Run) -> None:
         run.position += 1
+        run.arrived_at = self._overlay.now_text
         run.attempt, run.step_started_at, run.cursor, run.error = 1, None, None, None
 
     def _journal(

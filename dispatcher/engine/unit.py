@@ -215,9 +215,10 @@ class StepContext:
         # Derived, so that no attempt changes it, and ordered by time.
         if self._message_id is not None:
             return self._message_id
-        overlay, started_at = self._layer.overlay, self._run.started_at
-        # A run that began in this batch, as most do, began at the batch's own time.
-        ms = overlay.now_ms if started_at == overlay.now_text else _milliseconds(started_at)
+        overlay = self._layer.overlay
+        arrived_at = self._run.arrived_at or self._run.started_at
+        # A run that came to the step in this batch, as most do, did so at the batch's own time.
+        ms = overlay.now_ms if arrived_at == overlay.now_text else _milliseconds(arrived_at)
         self._message_id = to_hex(derived_uuid7(ms, self.idempotency_key))
         return self._message_id
 

@@ -180,6 +180,13 @@ class Store(Protocol):
         """Return a view of the transaction that `administer` has open; it ends with that one."""
         ...
 
+    def prove(self) -> None:
+        """Prove that this worker's lease still holds, unless that was proven a moment ago: it is about to act outside.
+
+        Raises LeaseLost where it does not, or where that cannot be told.
+        """
+        ...
+
     def administer(self, change: Callable[[sqlalchemy.Connection], T]) -> T:
         """Run a rare change, written in SQLAlchemy Core, in one transaction."""
         ...

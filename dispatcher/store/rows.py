@@ -14,6 +14,7 @@ from dispatcher.plugins.context import Contact, Message
 _from_json = json.JSONDecoder().decode
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _RUN_WIDTH = len(RUN_COLUMNS)
+_STEP_READ = ("position", "step", "state", "result", "finished_at")
 
 
 def stored_event(row: Sequence[Any]) -> StoredEvent:
@@ -35,7 +36,7 @@ def run_row(row: Sequence[Any], steps: Sequence[Sequence[Any]]) -> RunRow:
     return RunRow(
         values=dict(zip(RUN_COLUMNS, row[:_RUN_WIDTH], strict=True)),
         stored=stored_event(row[_RUN_WIDTH:]),
-        steps=tuple(dict(zip(("position", "step", "state", "result"), step, strict=True)) for step in steps),
+        steps=tuple(dict(zip(_STEP_READ, step, strict=True)) for step in steps),
     )
 
 

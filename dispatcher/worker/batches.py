@@ -6,6 +6,7 @@ The order is the guarantee: nothing is acknowledged and no call starts before th
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,7 +39,10 @@ _PLANNED = 0.8
 # How long deliveries are left alone, in seconds, when another worker was faster for the second time, and at the most.
 _FIRST_CONTENTION = 0.02
 _LONGEST_CONTENTION = 1.0
+_LONGEST_WAIT = 0.2
 _MOST_ABANDONED = 128
+# How often acks are recorded where nothing else is to be, in seconds.
+_TELL_EVERY = 1.0
 
 
 class Batches:
@@ -64,6 +68,7 @@ class Batches:
         # How often in a row another worker was faster, and until when deliveries are left alone for that.
         self._contended = 0
         self._no_deliveries_until = 0.0
+        self._next_telling = 0.0
 
     @property
     def room(self) -> int:
@@ -173,15 +178,20 @@ class Batches:
         self.totals.contended += 1
         self._contended += 1
         log.debug("batch.contended", in_a_row=self._contended, reason=str(contended))
-        if deliveries and self._contended > 1:
-            pause = min(_LONGEST_CONTENTION, _FIRST_CONTENTION * 2.0 ** min(self._contended, 16))
-            self._no_deliveries_until = self._clock.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311
+        if self._contended < 2:
+            return
+        pause = min(_LONGEST_CONTENTION, _FIRST_CONTENTION * 2.0 ** min(self._contended, 16))
+        pause *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+        if deliveries:
+            self._no_deliveries_until = self._clock.monotonic() + pause
+        else:
+            time.sleep(min(pause, _LONGEST_WAIT))
 
     def _take(self, room: int, taken: Taken, returns: Sequence[CallReturn], *, intake: bool, due: bool) -> bool:
         """Run one batch over what was handed in, what the sources bring and what the store has; False for nothing."""
         work, abandoned = Work(), self._next_abandoned() if due else []
         try:
-            with self._transaction() as transaction:
+            with self._kept(abandoned), self._transaction() as transaction:
                 settled = self._settle(transaction, room, due=due)
                 # Turns by weight: what came back goes first, then half of the room for what is due, a quarter at
                 # least for what is stored as new and for what comes in; what one input leaves free is the next one's.
@@ -201,8 +211,15 @@ class Batches:
                     self.acked.clear()
                 return bool(work.size or settled)
         except RowsRefused as refused:
-            self._seek_culprit(work, refused, taken.receipts)
+            with self._kept(abandoned):
+                self._seek_culprit(work, refused, taken.receipts)
             return True
+
+    @contextmanager
+    def _kept(self, abandoned: Sequence[RunKey]) -> Iterator[None]:
+        """Put these runs back where something kept them from being settled; those that were settled run no more."""
+        try:
+            yield
         except BaseException:
             self.abandoned.extendleft(reversed(abandoned))
             raise
@@ -228,15 +245,19 @@ class Batches:
             self.acked.update(self.consumer.surely_acked())
             for epoch, tag in self.acked.items():
                 transaction.forget_acked(epoch, tag)
+        # Others may wait to hear of them, so they are recorded when there is nothing else to record, too.
+        told = bool(self.acked) and self._store.shared and self._clock.monotonic() >= self._next_telling
+        if told:
+            self._next_telling = self._clock.monotonic() + _TELL_EVERY
         if self.relay is None:
-            return False
-        settled = self.relay.settle(transaction, room)
+            return told
+        settled = self.relay.settle(transaction, room) + told
         return bool(self.relay.take_due(transaction, room) if due else 0) or settled > 0
 
     def _relayed(self) -> None:
         """The commit has returned: what the broker told is on record, and what was claimed may go."""
         if self.relay is not None:
-            self.relay.committed()
+            self.relay.committed(self._store.prove)
 
     def _due(self, transaction: Transaction, room: int) -> list[RunRow]:
         now = as_text(self._clock.now())
@@ -290,6 +311,7 @@ class Batches:
         self._relayed()
         for call in batch.calls:
             failpoints.reach("call.before_start")
+            self._store.prove()
             self._calls.start(call)
         if batch.queued_calls or work.due or work.abandoned:
             self._queued = None
@@ -321,7 +343,7 @@ class Batches:
         now = self._clock.now()
         at = as_text(now)
         changes = Changes()
-        detail = "the store refuses what this leads to; the worker's log tells what SQLite says"
+        detail = "the store refuses what this leads to; the worker's log tells what the database says"
         receipts: list[Receipt] = []
         account, event_id, run_id, body = None, None, None, None
         with self._transaction() as transaction:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from dispatcher.clock import Clock
 from dispatcher.engine.counts import Counts
-from dispatcher.errors import BrokerUnreachable, CannotStart, StoreUnusable
+from dispatcher.errors import BrokerUnreachable, CannotStart, Contended, StoreUnusable
 from dispatcher.plugins.services import Service
 from dispatcher.rules.plan import Plan
 from dispatcher.senders.vumi import VumiSender
@@ -116,8 +116,8 @@ class Broker:
                 with store.transaction() as transaction:
                     self.relay.settle(transaction, _MOST_RESULTS)
                     transaction.commit()
-                self.relay.committed()
-        except StoreUnusable as error:
+                self.relay.committed(store.prove)
+        except (Contended, StoreUnusable) as error:
             # The next worker finds rows that are `sending`, and takes their fate for unknown.
             log.error("store.unusable", error=str(error))
 

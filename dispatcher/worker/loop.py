@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, cast
 
@@ -20,7 +19,6 @@ from dispatcher.store.ports import Store
 from dispatcher.store.retention import Keep, Retention
 from dispatcher.store.sqlite.lock import slot_path, socket_path
 from dispatcher.telemetry import log
-from dispatcher.text.numbers import normalise_number
 from dispatcher.worker.administration import perform
 from dispatcher.worker.batches import Batches
 from dispatcher.worker.calls import Calls
@@ -33,6 +31,7 @@ from dispatcher.worker.room import Room
 from dispatcher.worker.rulebooks import Rulebooks, tell_disabled
 from dispatcher.worker.signals import Signals, Wakeup
 from dispatcher.worker.status import Status
+from dispatcher.worker.warmup import warm_up
 
 if TYPE_CHECKING:
     from dispatcher.store.postgres.store import PostgresStore
@@ -47,13 +46,12 @@ _LONGEST_SLEEP = 30.0
 # Where others write the store too: how often a worker with nothing to do looks whether there is something that nobody
 # told of, and how often the busy ones count what waits.
 _LOOK_EVERY = 1.0
+_SHORTEST_SLEEP = 0.05
 _COUNT_ANEW_EVERY = 1.0
 # While it drains: how often the broker is asked whether anything is left.
 _ASK_BROKER_EVERY = 0.05
 # The last of a drain: how long acks and confirms that are on their way may take.
 _FAREWELL_SECONDS = 2.0
-# Objects that a batch makes die with it; a collection for each 700 of them, Python's default, finds nothing.
-_GC_THRESHOLD = 50_000
 
 
 class Worker:
@@ -152,12 +150,7 @@ class Worker:
             plan = self._engine.plan
             log.info("worker.started", store=self._store.shown, chains=len(plan.chains), rulebook=plan.digest[:12])
             tell_disabled(plan)
-            # The plan is as large as the rulebook and never garbage; collections need not walk over it.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(_GC_THRESHOLD)
-            # Reading the first number loads the tables for all: not while an event is in hand.
-            normalise_number("+27821230000", None)
+            warm_up()
             self._recover(drain=drain)
             if self._broker is not None:
                 self._broker.start(self._store, self._batches, self._rulebooks.connections.by_lane)
@@ -194,6 +187,8 @@ class Worker:
                 return EXIT_RESTART
             worked = self._turn(stopping=stopping_since is not None, drain=drain)
             if worked:
+                if self._membership is not None:
+                    self._membership.goes_on()
                 continue
             idle = not self._calls.under_way and not self._calls.has_returns
             idle = idle and (self._broker is None or self._broker.relay.in_flight == 0)
@@ -207,8 +202,8 @@ class Worker:
             elif drain and idle and not self._batches.queued:
                 if self._paused is not None:
                     raise StoreUnusable(f"nothing new is taken: {self._paused}.", hint="Events stay where they are.")
-                others_wait = self._membership is not None and self._membership.waits()
-                if not others_wait and (self._broker is None or self._broker.drained(self._store)):
+                may_end = self._membership is None or self._membership.may_end()
+                if may_end and (self._broker is None or self._broker.drained(self._store)):
                     return 0
             self._sleep(stopping_since, drain=drain)
 
@@ -283,7 +278,7 @@ class Worker:
         self._status.pauses(reason)
 
     def _sleep(self, stopping_since: float | None, *, drain: bool) -> None:
-        pauses = [self._calls.next_deadline(), self._calls.next_start(self._batches.queued)]
+        pauses = [self._calls.next_deadline(), self._calls.next_start(self._queued())]
         if stopping_since is None:
             pauses += [self._next_due(), 0.0 if self._forgetting else None]
             if self._broker is not None:
@@ -295,6 +290,9 @@ class Worker:
             pauses.append(max(0.0, self._settings.drain_seconds - (self._clock.monotonic() - stopping_since)) + 0.01)
         # A due time is a wall-clock time: a look now and then notices when that clock was set.
         pause = min(pause for pause in [*pauses, _LONGEST_SLEEP] if pause is not None)
+        if self._membership is not None:
+            # What is due and was not taken, another worker has in hand.
+            pause = max(pause, _SHORTEST_SLEEP)
         self._status.pulse.sleeps(pause)
         if self._membership is None:
             self._wakeup.wait(pause)
@@ -302,6 +300,13 @@ class Worker:
             self._wakeup.wait(pause, self._membership.descriptor)
             if self._membership.heard():
                 self._batches.count_anew()
+
+    def _queued(self) -> Mapping[str, int]:
+        """Return how many calls wait, by lane; none while the store cannot say."""
+        try:
+            return self._batches.queued
+        except StoreUnusable:
+            return {}
 
     def _next_due(self) -> float | None:
         """Return in how many seconds the next run falls due."""

@@ -75,12 +75,21 @@ class Membership:
         """What those had in hand that died on this machine is dealt with: their seats are free."""
         self._seat.free_left()
 
-    def waits(self) -> bool:
-        """Whether a worker seems dead whose work this one cannot take over yet; a drain waits for that."""
+    def may_end(self) -> bool:
+        """Whether a drain that finds nothing more may end; if not, it is to look again.
+
+        It must have looked into all days, and a worker that seems dead must have been taken over from.
+        """
+        if self._store.look_everywhere():
+            return False
         silent = self._store.anyone_silent()
         if silent:
             self._next_look = min(self._next_look, self._clock.monotonic() + _LOOK_AGAIN)
-        return silent
+        return not silent
+
+    def goes_on(self) -> None:
+        """There was something to do: what is left is most likely of the same days."""
+        self._store.look_narrowly()
 
     def tick(self) -> None:
         """Show that this worker is alive, and look for dead ones, when it is time. Raises LeaseLost, StoreUnusable."""

@@ -8,7 +8,7 @@ step's `on_unknown` decides.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -178,8 +178,11 @@ class Relay:
 
     # After it.
 
-    def committed(self) -> None:
-        """Hand over what was claimed, and forget what was settled: both are on record now."""
+    def committed(self, prove: Callable[[], None]) -> None:
+        """Hand over what was claimed, and forget what was settled: both are on record now.
+
+        `prove` is called before anything is handed over; see `Store.prove`.
+        """
         for published in self._settled:
             row = self._in_flight.pop(published.seq)
             self._lane(row.lane).taken -= 1
@@ -190,6 +193,7 @@ class Relay:
             claimed, self._claimed = self._claimed, []
             self._in_flight.update((row.seq, row) for row in claimed)
             failpoints.reach("outbox.before_publish")
+            prove()
             self._publisher.publish([_outgoing(row) for row in claimed])
 
     def rolled_back(self) -> None:

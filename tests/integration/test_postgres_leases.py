@@ -179,6 +179,26 @@ def test_who_is_told_to_wait_no_longer_does_not_know_and_says_so(join, sql):
             transaction.commit()
 
 
+def test_a_worker_that_was_frozen_before_it_acted_does_not_act(join):
+    """Between the commit that says so and the call that it is about, a machine may sleep for an hour."""
+    frozen, second = join(), join()
+    with something_written(frozen) as transaction:
+        transaction.commit()
+    frozen.prove()  # a moment later that is still true
+    take_over(second, [frozen.lease.number])
+    frozen.lease._beaten_at -= NO_MERCY
+    with pytest.raises(LeaseLost, match="another one has taken its work over"):
+        frozen.prove()
+
+
+def test_a_worker_that_cannot_prove_its_lease_does_not_act_either(join, mocker):
+    worker = join()
+    worker.lease._beaten_at -= NO_MERCY
+    mocker.patch.object(worker.session, "begin", side_effect=StoreUnusable("the server is away."))
+    with pytest.raises(LeaseLost, match="nobody can tell"):
+        worker.prove()
+
+
 def test_time_is_the_databases(join, sql):
     worker = join()
     worker.clock._told -= timedelta(hours=5)  # as on a machine whose clock is wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import timedelta
 
 import pytest
 
@@ -129,6 +130,8 @@ def test_a_later_step_about_a_contact_in_other_hands_waits_its_turn_and_the_othe
     states = dict(world.rows("runs", "event_id", "state"))
     assert (states["waits"], states["goes"]) == ("ready", "done")
     world.turn()
+    assert dict(world.rows("runs", "event_id", "state"))["waits"] == "ready"  # it is not looked for all the time
+    world.turn(after=timedelta(seconds=1))
     assert dict(world.rows("runs", "event_id", "state"))["waits"] == "done"
 
 
@@ -137,7 +140,7 @@ def test_a_handler_that_opens_such_a_contact_by_itself_has_its_batch_tried_again
     world.script.append(lambda event, context: Done({"known": context.contacts.get("+27821000001") is not None}))
     with other.transaction() as holder:
         holder.lock_contacts([ONE])
-        world.store.waits = False
+        world.store.wait_no_more()
         with pytest.raises(Contended, match="contact"):
             world.publish({"event_id": "one"})
     assert world.rows("events") == []
@@ -241,3 +244,47 @@ def test_a_store_that_was_migrated_meanwhile_is_refused_once_the_connection_is_m
     other.session.close()
     with pytest.raises(StoreUnusable, match="schema 9999, which is newer"), other.transaction():
         pass
+
+
+def test_a_contact_that_is_held_for_long_keeps_no_other_event_waiting_twice(world, other):
+    with other.transaction() as holder:
+        holder.lock_contacts([ONE])
+        with pytest.raises(Contended, match="lock timeout"), world.store.transaction() as transaction:
+            transaction.lock_contacts([ONE, TWO])
+        for _ in range(2):
+            with world.store.transaction() as transaction:
+                assert transaction.lock_contacts([ONE, TWO]) == {ONE}  # told at once
+                transaction.commit()
+
+
+def test_a_read_that_meets_a_locked_table_is_told_as_a_fault_that_passes(world, other):
+    with other.transaction() as holder:
+        holder.connection.execute("LOCK TABLE runs IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(StoreUnusable, match="lock timeout"):
+            world.store.next_due()
+    assert world.store.next_due() is None
+
+
+def test_what_others_tell_during_a_statement_is_heard(world, other):
+    world.store.join("worker", look_pause=0.0)
+    assert not world.store.heard()
+    other.administer(lambda connection: None)
+    world.store.next_due()  # the notification comes in with the answer
+    assert world.store.heard()
+    assert not world.store.heard()
+
+
+def test_the_crashes_of_an_event_that_another_worker_runs_alone_are_not_forgotten(world, other):
+    world.rules(SCRIPT)
+    stored(world, 1)
+    (seq,) = (row["seq"] for row in world.rows("events"))
+    with world.store.transaction() as transaction:
+        transaction.count_crash(seq)
+        transaction.commit()
+    with other.transaction() as alone:
+        alone.take_event(seq)
+        with world.store.transaction() as transaction:
+            assert transaction.take_event(seq) is None
+            transaction.forget_crashes(seq)
+            transaction.commit()
+    assert world.rows("events", "crash_count") == [(1,)]

@@ -30,6 +30,8 @@ class Days:
     def __init__(self) -> None:
         self._all: list[str] = []
         self._found: dict[str, set[str]] = {"new": set(), "due": set()}
+        # Whoever is to end at nothing must have looked everywhere.
+        self.all = False
         self._next_look = 0.0
         self._next_list = 0.0
 
@@ -58,5 +60,7 @@ class Days:
 
     def of(self, what: str) -> str:
         """Return the condition that a row is of one of the days."""
+        if self.all:
+            return ""
         listed = ", ".join(f"'{day}'" for day in sorted(self._found[what]))
         return f" AND received_on IN ({listed})" if listed else ""

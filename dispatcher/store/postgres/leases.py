@@ -35,7 +35,7 @@ class Lease:
         self._session = session
         self._seconds = seconds
         self.number: int | None = None
-        self._beaten_at = 0.0
+        self._beaten_at = self._proven_at = 0.0
 
     def join(self, name: str) -> int:
         """Enter this process among the workers; return its number."""
@@ -49,12 +49,12 @@ class Lease:
         self.number = int(row[0])
         self._session.prepare.append(self._show_life)
         self._show_life(connection)
-        self._beaten_at = time.monotonic()
+        self._beaten_at = self._proven_at = _now()
         return self.number
 
     def beat(self) -> None:
         """Show that this worker is alive, if it has not just done so. Raises LeaseLost when it was taken for dead."""
-        if self.number is not None and time.monotonic() - self._beaten_at > self.beat_every:
+        if self.number is not None and _now() - self._beaten_at > self.beat_every:
             with self._session.refusals():
                 try:
                     connection = self._session.begin()
@@ -73,6 +73,8 @@ class Lease:
         if self.number is None:
             row = connection.execute(sql.TRANSACTION).fetchone()
         else:
+            # Before the server looks: should this process be frozen from here on, it is later than it says.
+            self._proven_at = _now()
             row = connection.execute(sql.PROVE, (self.number,)).fetchone()
             if row is None:
                 raise LeaseLost(
@@ -83,7 +85,7 @@ class Lease:
 
     def proven(self) -> None:
         """What was proven is committed: others see that this worker is alive."""
-        self._beaten_at = time.monotonic()
+        self._beaten_at = self._proven_at
 
     def dead(self, connection: psycopg.Connection[Any], surely: Iterable[int] = ()) -> list[int]:
         """Lock and return the workers that are dead; `surely` are those of whom that is known.
@@ -126,3 +128,8 @@ class Lease:
 
     def _show_life(self, connection: psycopg.Connection[Any]) -> None:
         connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (SIGN_OF_LIFE, self.number))
+
+
+def _now() -> float:
+    """Return seconds on a clock that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()

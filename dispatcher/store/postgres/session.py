@@ -22,7 +22,7 @@ from dispatcher.store.postgres.connecting import connect, said_by, unusable
 _CONNECT_SECONDS: Final = 5
 _PAUSE_SECONDS: Final = 0.25
 # Longer than any batch of another worker takes. Who holds a row for longer is in trouble, and is not waited for.
-_LOCK_SECONDS: Final = 5
+_LOCK_SECONDS: Final = 2
 # A server that fell silent is given up before a handler that waits for it would count as hung.
 _SILENCE_SECONDS: Final = 15
 # Nobody knows whether the commit went through; how long whoever did it waits to be told, if nobody says otherwise.
@@ -52,6 +52,7 @@ class Session:
         self._url = url
         self._idle_seconds = idle_seconds
         self._connection: psycopg.Connection[Any] | None = None
+        self._notified = False
         # When the present connection was made, on the monotonic clock.
         self.connected_at = 0.0
 
@@ -86,7 +87,11 @@ class Session:
                 return False
             while connection.pgconn.notifies() is not None:
                 heard = True
+        heard, self._notified = heard or self._notified, False
         return heard
+
+    def _note(self, _notify: psycopg.Notify) -> None:
+        self._notified = True
 
     def begin(self) -> psycopg.Connection[Any]:
         """Open a transaction, and set the clock by the way; a connection that broke while idle is replaced."""
@@ -183,6 +188,8 @@ class Session:
             url, autocommit=True, prepare_threshold=2, connect_timeout=_CONNECT_SECONDS, keepalives_idle=5,
             keepalives_interval=3, keepalives_count=3, tcp_user_timeout=_SILENCE_SECONDS * 1000,
         )  # fmt: skip
+        # Those that come in with an answer, too: the driver would keep them for ever.
+        connection.add_notify_handler(self._note)
         try:
             # A commit counts once it is on the disk, whatever the server's default; a stricter one is left alone.
             # Compiling queries that take a tenth of a millisecond does not pay. All that a batch asks for is found by

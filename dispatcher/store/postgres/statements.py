@@ -305,14 +305,18 @@ WHERE r.received_on = '{{day}}' AND e.received_on = '{{day}}' AND r.seq = ANY(%s
 ORDER BY r.seq FOR NO KEY UPDATE OF r
 """  # noqa: S608
 STEPS_OF_RUNS = (
-    "SELECT run_seq, position, step, state, result FROM steps WHERE received_on = '{day}' AND run_seq = ANY(%s) "
-    "ORDER BY run_seq, position, attempt"
+    "SELECT run_seq, position, step, state, result, finished_at FROM steps "
+    "WHERE received_on = '{day}' AND run_seq = ANY(%s) ORDER BY run_seq, position, attempt"
 )
 CHAIN_TEXT = "SELECT text FROM chains WHERE digest = %s"
 
 # Crashes.
 COUNT_CRASH = "UPDATE events SET crash_count = crash_count + 1 WHERE seq = %s RETURNING crash_count, event_id"
-FORGET_CRASHES = "UPDATE events SET crash_count = 0 WHERE seq = %s AND state <> 'dead'"
+# Not of one that another worker runs alone at this moment.
+FORGET_CRASHES = (
+    "UPDATE events SET crash_count = 0 WHERE seq IN "
+    "(SELECT seq FROM events WHERE seq = %s AND state NOT IN ('new', 'dead') FOR UPDATE SKIP LOCKED)"
+)
 PARK_CRASHED_EVENT = "UPDATE events SET state = 'dead', note = %s WHERE seq = %s"
 PARK_CRASHED_RUNS = (
     "UPDATE runs SET state = 'failed', error = %s, finished_at = %s, due_at = NULL, lane = '', lease_token = NULL "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import psycopg
 
 from dispatcher import urls
-from dispatcher.errors import Contended
+from dispatcher.errors import Contended, LeaseLost, StoreUnusable
 from dispatcher.store.postgres import migrate, partitions
 from dispatcher.store.postgres import statements as sql
 from dispatcher.store.postgres.blocks import Blocks
@@ -36,6 +36,8 @@ T = TypeVar("T")
 _IDLE_SECONDS: Final = 60.0
 # How often a change that met another one is tried.
 _TRIES: Final = 5
+# For how long batches do not wait for contacts, after one had to wait too long.
+_IMPATIENT_SECONDS: Final = 10.0
 
 
 class PostgresStore:
@@ -53,8 +55,7 @@ class PostgresStore:
         # (epoch, queue) of the channels that are on record as this worker's.
         self.open_channels: set[tuple[str, str]] = set()
         self.turns: dict[str, str] = {}
-        # Whether a batch waits for contacts that another worker has in hand.
-        self.waits = True
+        self._wait_again_at = 0.0
         # After a look that found nothing, for how many seconds the next one is spared.
         self.look_pause = 0.0
         self._looked: dict[str, float] = {}
@@ -116,6 +117,19 @@ class PostgresStore:
         raw = connection.connection.driver_connection
         assert isinstance(raw, psycopg.Connection)
         return PostgresTransaction(self, raw)
+
+    def prove(self) -> None:
+        """Prove that this worker's lease still holds, unless that was proven a moment ago: it is about to act outside.
+
+        Raises LeaseLost where it does not, or where that cannot be told.
+        """
+        try:
+            self.lease.beat()
+        except (Contended, StoreUnusable) as error:
+            raise LeaseLost(
+                f"nobody can tell whether this worker was taken for dead meanwhile: {error.message}",
+                hint="It ends, to be started again; nothing that it had in hand was lost.",
+            ) from error
 
     def administer(self, change: Callable[[sqlalchemy.Connection], T]) -> T:
         """Run a rare change, written in SQLAlchemy Core, in one transaction; again where it met another one."""
@@ -186,7 +200,7 @@ class PostgresStore:
 
     def anyone_silent(self) -> bool:
         """Whether a worker seems dead whose work cannot be taken over yet."""
-        with self.session.refusals():
+        with self._reading():
             return self.lease.anyone_silent(self.connection)
 
     def keep_channels(self, epochs: Collection[str]) -> None:
@@ -205,6 +219,15 @@ class PostgresStore:
 
     # What the worker asks between batches.
 
+    @property
+    def waits(self) -> bool:
+        """Whether a batch waits for contacts that another worker has in hand."""
+        return time.monotonic() >= self._wait_again_at
+
+    def wait_no_more(self) -> None:
+        """For a while, take what can be had at once: somebody holds a contact for longer than any batch takes."""
+        self._wait_again_at = time.monotonic() + _IMPATIENT_SECONDS
+
     def worth_a_look(self, what: str) -> bool:
         """Whether to look for something now: not if a look found nothing a moment ago."""
         return time.monotonic() >= self._looked.get(what, 0.0)
@@ -212,6 +235,15 @@ class PostgresStore:
     def looked(self, what: str, *, found: bool) -> None:
         """Note what a look came to."""
         self._looked[what] = 0.0 if found else time.monotonic() + self.look_pause
+
+    def look_everywhere(self) -> bool:
+        """Look into all days with the next look, until `look_narrowly`; False when that was so already."""
+        before, self.days.all = self.days.all, True
+        return not before
+
+    def look_narrowly(self) -> None:
+        """Look into the days again that are known to have something."""
+        self.days.all = False
 
     def look_anew(self, what: str | None = None) -> None:
         """There may be something now that was not there a moment ago."""
@@ -238,7 +270,7 @@ class PostgresStore:
 
     def queued_calls(self) -> dict[str, int]:
         """Return how many calls wait for a slot, by lane."""
-        with self.session.refusals():
+        with self._reading():
             return dict(self.connection.execute(sql.within(sql.QUEUED_LANES, self.days.of("due"))).fetchall())
 
     def next_outbox_due(self, lane: str) -> str | None:
@@ -249,8 +281,17 @@ class PostgresStore:
         """Return the text of a pinned chain."""
         return self._value(sql.CHAIN_TEXT, (digest,))
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Tell what keeps a single read from its answer as a fault of the store: no batch is tried again for it."""
+        try:
+            with self.session.refusals():
+                yield
+        except Contended as error:
+            raise StoreUnusable(error.message, hint="It is tried again.") from error
+
     def _value(self, statement: str, params: tuple[Any, ...] = ()) -> str | None:
-        with self.session.refusals():
+        with self._reading():
             row = self.connection.execute(statement, params).fetchone()
         return None if row is None or row[0] is None else str(row[0])
 

@@ -52,7 +52,6 @@ class PostgresTransaction:
             self._execute(sql.NOTIFY)
         self._store.session.commit(self._store.lease.prove(self.connection))
         self._store.lease.proven()
-        self._store.waits = True
         failpoints.reach("batch.after_commit")
 
     # Reads: see engine.ports.Reads.
@@ -62,10 +61,11 @@ class PostgresTransaction:
         ordered = sorted(locks)
         if not self._has_locked and self._store.waits:
             self._has_locked = True
-            # Should the wait be too long, the next batch takes what it can get.
-            self._store.waits = False
-            self._execute(sql.LOCK_CONTACTS, (ordered,))
-            self._store.waits = True
+            try:
+                self._execute(sql.LOCK_CONTACTS, (ordered,))
+            except psycopg.errors.LockNotAvailable:
+                self._store.wait_no_more()  # for one that is held for so long, everything else is not to wait
+                raise
             return set()
         self._has_locked = True
         return {locks[row[0]] for row in self._execute(sql.TRY_CONTACTS, (ordered,))}
@@ -151,8 +151,6 @@ class PostgresTransaction:
             return []
         days = self._store.days.of("new")
         taken = self._take_new(limit, days)
-        if not taken and days and not self._store.look_pause:
-            taken = self._take_new(limit, "")  # whoever ends at nothing must have looked everywhere
         self._store.looked("new", found=bool(taken))
         return taken
 
@@ -188,8 +186,6 @@ class PostgresTransaction:
             return []
         days = self._store.days.of("due")
         keys = self._due(lane, now, limit, days)
-        if not keys and days and not self._store.look_pause:
-            keys = self._due(lane, now, limit, "")  # whoever ends at nothing must have looked everywhere
         self._store.looked(f"due {lane}", found=bool(keys))
         return self.runs(keys)
 

@@ -136,12 +136,14 @@ RUNNING = "SELECT seq FROM runs WHERE state IN ('running', 'held') AND state = '
 RUNNING_OF_EVENT = "SELECT seq FROM runs WHERE event_seq = ? AND state = 'running'"
 _RUN = ", ".join(f"r.{column}" for column in RUN_COLUMNS)
 RUN_WITH_EVENT = f"SELECT {_RUN}, {_EVENT} FROM runs r JOIN events e ON e.seq = r.event_seq WHERE r.seq = ?"  # noqa: S608
-STEPS_OF_RUN = "SELECT position, step, state, result FROM steps WHERE run_seq = ? ORDER BY position, attempt"
+STEPS_OF_RUN = (
+    "SELECT position, step, state, result, finished_at FROM steps WHERE run_seq = ? ORDER BY position, attempt"
+)
 CHAIN_TEXT = "SELECT text FROM chains WHERE digest = ?"
 
 # Crashes.
 COUNT_CRASH = "UPDATE events SET crash_count = crash_count + 1 WHERE seq = ? RETURNING crash_count, event_id"
-FORGET_CRASHES = "UPDATE events SET crash_count = 0 WHERE seq = ? AND state <> 'dead'"
+FORGET_CRASHES = "UPDATE events SET crash_count = 0 WHERE seq = ? AND state NOT IN ('new', 'dead')"
 PARK_CRASHED_EVENT = "UPDATE events SET state = 'dead', note = ? WHERE seq = ?"
 PARK_CRASHED_RUNS = (
     "UPDATE runs SET state = 'failed', error = ?, finished_at = ?, due_at = NULL, lane = '' "

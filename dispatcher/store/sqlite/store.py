@@ -104,6 +104,9 @@ class SqliteStore:
         """Return a view of the transaction that `administer` has open; it ends with that one."""
         return SqliteTransaction(self)
 
+    def prove(self) -> None:
+        """Nothing is to be proven: the lock of the file is held until the process ends."""
+
     def administer(self, change: Callable[[sqlalchemy.Connection], T]) -> T:
         """Run a rare change, written in SQLAlchemy Core, in one transaction on the writer connection."""
         import sqlalchemy  # noqa: PLC0415 - dear to import, and seldom needed

@@ -137,12 +137,12 @@ def test_report_of_any_kind_ends_the_hold_of_a_text(world, name):
         relay.look_anew()
         relay.take_due(transaction, 10)
         transaction.commit()
-    relay.committed()
+    relay.committed(lambda: None)
     publisher.tell("unknown", reason="connection lost")
     with world.store.transaction() as transaction:
         relay.settle(transaction, 10)
         transaction.commit()
-    relay.committed()
+    relay.committed(lambda: None)
     assert world.rows("runs", "state") == [("held",)]
     tell(world, message_id, name)
     assert world.rows("runs", "state", "error") == [("done", None)]

@@ -147,7 +147,7 @@ def test_message_that_waited_in_a_store_without_a_relay_is_published_once_it_has
             relay.settle(transaction, 10)
             relay.take_due(transaction, 10)
             transaction.commit()
-        relay.committed()
+        relay.committed(lambda: None)
         assert [(sent.seq, sent.exchange, sent.routing_key, sent.body, sent.message_id) for sent in publisher.handed][
             -2:
         ] == [
@@ -158,7 +158,7 @@ def test_message_that_waited_in_a_store_without_a_relay_is_published_once_it_has
     with store.transaction() as transaction:
         relay.settle(transaction, 10)
         transaction.commit()
-    relay.committed()
+    relay.committed(lambda: None)
     assert store.connection.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
     assert store.seqs["outbox"] == 9
     store.close()

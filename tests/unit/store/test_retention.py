@@ -8,6 +8,7 @@ import pytest
 
 from dispatcher import Failed, Unknown
 from dispatcher.engine.records import as_text
+from dispatcher.sources.embedded import admit
 from dispatcher.store.retention import Keep, Retention
 
 CHAIN = """
@@ -23,6 +24,12 @@ chains:
   - name: waiting
     on: {event_type: wait}
     steps: [{wait: 300d}]
+"""
+LONG = """
+chains:
+  - name: later
+    on: {event_type: done}
+    steps: [{wait: 100d}, {handler: send_sms, with: {to: "0821234567", text: hello}}]
 """
 KEEP = Keep(done=10, failed=30, skipped=20, dedupe=5)
 OF_AN_EVENT = ("events", "event_ids", "runs", "steps", "dead_letters")
@@ -199,3 +206,29 @@ def test_walk_goes_on_over_more_than_one_chunk_and_past_what_stays(world):
         pass
     world.sql("UPDATE events SET state = 'unmatched' WHERE event_type = 'else'")
     assert after(world, 21) == [f"w{n}" for n in range(250)]
+
+
+def test_a_text_that_a_run_sends_after_a_long_wait_is_kept_from_then_on(world):
+    """Its transport reports on it, and people ask for it, after it was sent; not when its run began."""
+    world.rules(LONG)
+    world.publish(event_id="e1")
+    world.turn(after=timedelta(days=100, seconds=1))
+    assert world.rows("runs", "state") == [("done",)]
+    after(world, 1)
+    assert len(world.rows("messages")) == 1
+    after(world, 31)
+    assert world.rows("messages") == []
+
+
+def test_a_run_that_began_on_another_day_than_its_event_can_send_after_its_wait(world):
+    world.rules(LONG)
+    body = (
+        b'{"account_key": "acc", "conversation_key": "c", "conversation_type": "poll", "event_type": "done",'
+        b' "event_data": {}, "event_id": "e1"}'
+    )
+    admit(world.store, world.engine.intake, [body], world.clock.now())
+    world.turn(after=timedelta(days=1))
+    after(world, 99)
+    world.turn(after=timedelta(days=100, seconds=1))
+    assert world.rows("runs", "state") == [("done",)]
+    assert len(world.rows("messages")) == 1
