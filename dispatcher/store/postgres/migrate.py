@@ -129,11 +129,10 @@ def _refuse_unfit(connection: psycopg.Connection[Any], url: str) -> None:
             f"and the dispatcher needs {_OLDEST_SERVER // 10000} or later.",
             hint="Upgrade the server, or name another one.",
         )
-    encoding, schema, user, may = _row(
-        connection,
-        "SELECT current_setting('server_encoding'), current_schema(), current_user, "
-        "has_schema_privilege(current_schema(), 'CREATE')",
+    schema, user, may = _row(
+        connection, "SELECT current_schema(), current_user, has_schema_privilege(current_schema(), 'CREATE')"
     )
+    encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise StoreUnusable(
             f"the database of {urls.shown(url)} is encoded in {encoding}, which cannot hold every text.",
