@@ -20,7 +20,7 @@ demo: .venv/run.stamp ## Send a day's events through the shipped rulebook and sh
 
 test: .venv/test.stamp services ## Run every check and every test; ARGS="-k retries" goes to pytest
 	@lint=passed; $(MAKE) --no-print-directory lint || lint=failed; \
-	.venv/bin/pytest $(ARGS) || exit 1; \
+	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS) || exit 1; \
 	[ $$lint = passed ] || { echo 'The tests passed, but a check before them did not: `make lint` shows it.' >&2; exit 1; }
 
 lint: .venv/test.stamp ## Run ruff, mypy and import-linter

@@ -159,7 +159,11 @@ class PostgresPlace:
         if self._spoiled:
             self.drop()
             return None
-        self.connection.execute(self._empty)
+        try:
+            self.connection.execute(self._empty)
+        except psycopg.OperationalError:
+            self.drop()  # a test has restarted the server since
+            return None
         there = self._partitions()
         if made := there - self._made_with:
             self.connection.execute(f"DROP TABLE {', '.join(made)}")
