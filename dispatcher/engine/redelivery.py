@@ -1,7 +1,6 @@
 """Deliveries without an id that a broker brings again: told from equal ones that are new by the order they come in.
 
-Where several workers consume a queue that order is lost, and only the bodies are compared. For one alone:
-a broker forgets what it gets an ack for, and a batch is acked by one ack: so it forgets a whole batch or none of it.
+A broker forgets what it gets an ack for, and a batch is acked by one ack: so it forgets a whole batch or none of it.
 What a channel left behind comes again in its order, marked as redelivered. So what comes again of a channel begins with
 the first delivery of one of its batches, goes on without a gap to the last one that was taken in, and then come those
 that were handed out and never taken in. What does not fit in is new, however equal it is.

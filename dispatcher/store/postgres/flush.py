@@ -1,7 +1,9 @@
-"""What a batch writes, in one order of tables and, where rows are shared, of keys: so no two workers can deadlock.
+"""What a batch writes, in one order of tables and, where rows are shared, of keys, so that workers seldom deadlock.
 
 Deliveries, runs and steps belong to the batch that took them. What workers share is written in the order of its keys:
-ids of events, contacts (which the batch has locked already), opt-outs, messages.
+ids of events, contacts (which the batch has locked already), opt-outs, messages. What is left: a worker that records a
+confirm of one text and a report on another, beside one that does it the other way round. PostgreSQL ends one of the
+two after a second, and its batch is tried again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Whatever is taken is locked until the transaction ends, and passed over by others (`SKIP LOCKED`), so no two workers
 ever have the same thing in hand. Contacts are locked by advisory locks, in the order of their keys and before any of
-them is read, for there may be no row yet. So two workers never wait for each other.
+them is read, for there may be no row yet: a batch waits for contacts once, and no two batches wait for each other's.
 """
 
 from __future__ import annotations
