@@ -26,6 +26,7 @@ from dispatcher.store.postgres import statements as sql
 from dispatcher.store.postgres.flush import flush
 from dispatcher.store.postgres.outbox import PostgresOutbox
 from dispatcher.store.suppressions import ERASED, number_hash
+from dispatcher.store.turns import half_in_turns, share_out
 
 if TYPE_CHECKING:
     from dispatcher.store.postgres.store import PostgresStore
@@ -157,20 +158,8 @@ class PostgresTransaction:
     def _take_new(self, limit: int, days: str) -> list[StoredEvent]:
         accounts = self._turn("new", sql.within(sql.ACCOUNTS_WITH_NEW, days), {})
         events = sql.within(sql.NEW_EVENTS, days.replace("received_on", "e.received_on"))
-        taken: list[StoredEvent] = []
-        behind = dict.fromkeys(accounts, 0)
-        while behind and len(taken) < limit:
-            share = max(1, (limit - len(taken)) // len(behind))
-            for account, seq in list(behind.items()):
-                if len(taken) >= limit:
-                    break
-                found = self._all(events, (account, seq, min(share, limit - len(taken))))
-                taken.extend(rows.stored_event(row) for row in found)
-                if len(found) < share:
-                    del behind[account]
-                else:
-                    behind[account] = found[-1][0]
-        return taken
+        found = share_out(accounts, limit, lambda *asked: self._all(events, asked))
+        return [rows.stored_event(row) for row in found]
 
     def take_event(self, seq: int) -> StoredEvent | None:
         """Return one event if it is new."""
@@ -190,17 +179,13 @@ class PostgresTransaction:
         return self.runs(keys)
 
     def _due(self, lane: str, now: str, limit: int, days: str) -> list[RunKey]:
-        keys = self._all(sql.within(sql.DUE, days), (lane, now, limit))
-        if len(keys) == limit and limit > 1:
-            chosen = dict.fromkeys(keys[: limit // 2])
-            accounts = self._turn(f"due {lane}", sql.within(sql.ACCOUNTS_WITH_DUE, days), {"lane": lane})
-            share = max(1, (limit - len(chosen)) // max(1, len(accounts)))
-            of_account = sql.within(sql.DUE_OF_ACCOUNT, days)
-            for account in accounts:
-                chosen.update(dict.fromkeys(self._all(of_account, (lane, account, now, share))))
-            chosen.update(dict.fromkeys(keys))
-            keys = list(chosen)[:limit]
-        return keys
+        of_account = sql.within(sql.DUE_OF_ACCOUNT, days)
+        return half_in_turns(
+            self._all(sql.within(sql.DUE, days), (lane, now, limit)),
+            limit,
+            lambda: self._turn(f"due {lane}", sql.within(sql.ACCOUNTS_WITH_DUE, days), {"lane": lane}),
+            lambda account, share: self._all(of_account, (lane, account, now, share)),
+        )
 
     def take_due_of_event(self, event_seq: int, now: str) -> list[RunRow]:
         """Return the due runs of one event, whatever their lane."""

@@ -19,6 +19,7 @@ from dispatcher.store import rows
 from dispatcher.store.sqlite import statements as sql
 from dispatcher.store.sqlite.outbox import SqliteOutbox, settle_held
 from dispatcher.store.suppressions import ERASED, number_hash
+from dispatcher.store.turns import half_in_turns, share_out
 
 if TYPE_CHECKING:
     from dispatcher.store.sqlite.store import SqliteStore
@@ -113,20 +114,8 @@ class SqliteTransaction:
     def take_new(self, limit: int) -> list[StoredEvent]:
         """Return up to `limit` new events; accounts take turns, and each account's events come in their order."""
         accounts = self._turn("new", sql.ACCOUNTS_WITH_NEW, ())
-        taken: list[StoredEvent] = []
-        behind = dict.fromkeys(accounts, 0)
-        while behind and len(taken) < limit:
-            share = max(1, (limit - len(taken)) // len(behind))
-            for account, seq in list(behind.items()):
-                if len(taken) >= limit:
-                    break
-                found = self._all(sql.NEW_EVENTS, (account, seq, min(share, limit - len(taken))))
-                taken.extend(rows.stored_event(row) for row in found)
-                if len(found) < share:
-                    del behind[account]
-                else:
-                    behind[account] = found[-1][0]
-        return taken
+        found = share_out(accounts, limit, lambda *asked: self._all(sql.NEW_EVENTS, asked))
+        return [rows.stored_event(row) for row in found]
 
     def take_event(self, seq: int) -> StoredEvent | None:
         """Return one event if it is new."""
@@ -138,15 +127,12 @@ class SqliteTransaction:
 
         Where more are due than fit, half of the room goes to accounts in turns, so that none starves another.
         """
-        seqs = [row[0] for row in self._all(sql.DUE, (lane, now, limit))]
-        if len(seqs) == limit and limit > 1:
-            chosen = dict.fromkeys(seqs[: limit // 2])
-            accounts = self._turn(f"due {lane}", sql.ACCOUNTS_WITH_DUE, (lane,))
-            share = max(1, (limit - len(chosen)) // max(1, len(accounts)))
-            for account in accounts:
-                chosen.update((row[0], None) for row in self._all(sql.DUE_OF_ACCOUNT, (lane, account, now, share)))
-            chosen.update(dict.fromkeys(seqs))
-            seqs = list(chosen)[:limit]
+        seqs = half_in_turns(
+            [row[0] for row in self._all(sql.DUE, (lane, now, limit))],
+            limit,
+            lambda: self._turn(f"due {lane}", sql.ACCOUNTS_WITH_DUE, (lane,)),
+            lambda account, share: [row[0] for row in self._all(sql.DUE_OF_ACCOUNT, (lane, account, now, share))],
+        )
         return self._runs(seqs)
 
     def take_due_of_event(self, event_seq: int, now: str) -> list[RunRow]:
