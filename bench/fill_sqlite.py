@@ -8,24 +8,20 @@ in which one event was brought to its end (or to its wait); its rows are the pat
 from __future__ import annotations
 
 import random
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-# Measured, with the indexes: what a filled store takes on the disk for each event.
-BYTES_AN_EVENT = 2600
-# What must stay free beside it, for what is measured and for everybody else.
-RESERVE_BYTES = 8_000_000_000
+from bench.fill_people import archived_person, refuse_without_room
+
+# Measured, on a disk of a virtual machine: what a filled store takes with its indexes, and how fast it is filled.
+BYTES_AN_EVENT = 2300
+EVENTS_A_SECOND = 50_000
 # About as many events go by between two looks at the disk as a busy minute brings.
 _CHUNK = 10_000
 _CACHE_KIB = 2 * 1024 * 1024
-# Half of the numbers are archived people, the others are left for new ones: these come in among those, not behind them.
-_PEOPLE = 5_000_000
-_SCATTER = 2_654_435_761
-
 _OWN = "g, event_id, run_id, message_id, contact_key, msisdn, at, received_on, due_at"
 # What is each row's own; the rest is as in the row that is copied.
 _COLUMNS = {
@@ -49,36 +45,12 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-class NoRoom(Exception):
-    """What is asked for does not fit on the disk; says what it would take."""
-
-
-def refuse_without_room(folder: Path, count: int, bytes_an_event: int = BYTES_AN_EVENT) -> None:
-    """Raise NoRoom where so many events would leave too little of the disk free."""
-    needed, free = count * bytes_an_event, shutil.disk_usage(folder).free
-    if needed > free - RESERVE_BYTES:
-        raise NoRoom(
-            f"{count:,} events take about {needed / 1e9:.1f} GB, and of the {free / 1e9:.1f} GB that are free "
-            f"{RESERVE_BYTES / 1e9:.0f} GB must stay so"
-        )
-
-
-def new_person(number: int) -> int:
-    """Return the last seven digits of the number of a person who is not archived, scattered among those who are."""
-    return number * _SCATTER % _PEOPLE * 2
-
-
-def archived_person(number: int) -> int:
-    """Return the last seven digits of an archived event's person; they come back after five million."""
-    return number * _SCATTER % _PEOPLE * 2 + 1
-
-
 def fill(path: Path, count: int, days: int, *, waiting: bool = False, now: datetime | None = None) -> None:
     """Put so many events with all that belongs to them into a store, evenly over `days` days up to now.
 
     With `waiting`, the pattern is one whose run waits, and the runs fall due over a day in a week.
     """
-    refuse_without_room(path.parent, count)
+    refuse_without_room(path.parent, count, BYTES_AN_EVENT, EVENTS_A_SECOND)
     now = now or datetime.now(UTC)
     with closing(sqlite3.connect(path, isolation_level=None)) as store:
         # Nobody else has it, and what a crash leaves of it is thrown away.
@@ -144,7 +116,8 @@ def _own_rows(count: int, first: datetime, step: timedelta, *, waiting: bool) ->
 
 
 def _by_time(at: datetime, digits: int) -> str:
-    return f"{int(at.timestamp() * 1000):012x}7{digits & 0xFFF:03x}8{digits >> 12 & 0xFFF:03x}{digits >> 24 & (1 << 48) - 1:012x}"
+    random_part = f"7{digits & 0xFFF:03x}8{digits >> 12 & 0xFFF:03x}{digits >> 24 & (1 << 48) - 1:012x}"
+    return f"{int(at.timestamp() * 1000):012x}{random_part}"
 
 
 def _dashed(digits: str) -> str:

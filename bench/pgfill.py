@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from typing import Protocol
 
 import psycopg
-from pgsite import Site
 
+from bench.fill_people import PEOPLE, SCATTER
 from dispatcher.store.postgres import partitions
 
 PARTITIONED = ("events", "runs", "steps", "messages")
@@ -14,6 +15,7 @@ _DAY = "'{day}'"
 _AT = "'{day}T' || to_char(time '00:00' + interval '86400 seconds' * (g - {first}) / {count}, 'HH24:MI:SS.US') || 'Z'"
 _MS = "(extract(epoch FROM ('{day} 00:00+00')::timestamptz) * 1000)::bigint + (g - {first}) * 86400000 / {count}"
 _RANDOM = "md5('{kind}' || g)"
+_PERSON = f"'+2782' || lpad((g * {SCATTER} % {PEOPLE} * 2 + 1)::text, 7, '0')"
 
 
 def _random(kind: str) -> str:
@@ -39,27 +41,58 @@ _OWN = {
     },
     "steps": {"run_seq": "g", "received_on": _DAY, "started_at": _AT},
     "messages": {
-        "seq": "g", "message_id": _by_time("m"), "to_addr": "'+2783' || lpad((g % 10000000)::text, 7, '0')",
+        "seq": "g", "message_id": _by_time("m"), "to_addr": _PERSON,
         "event_id": _random("e"), "run_id": _by_time("r"), "at": _AT, "received_on": _DAY,
     },
+    "contacts": {
+        "seq": "g", "contact_key": _RANDOM.format(kind="c"), "msisdn": _PERSON, "created_at": _AT, "updated_at": _AT,
+    },
 }  # fmt: skip
-# Spread over the next 30 days.
-_DUE = "to_char(now() AT TIME ZONE 'UTC' + interval '30 days' * ((g * 7919) % {count} + 1) / {count}, {form})"
+_DUE = (
+    "to_char(now() AT TIME ZONE 'UTC' + interval '{after} days' "
+    "+ interval '{over} days' * ((g * 7919) % {count} + 1) / {count}, {form})"
+)
 _DUE_FORM = '\'YYYY-MM-DD"T"HH24:MI:SS.US"Z"\''
 FIRST = 1_000_000
+# Measured: what a filled store takes with its indexes, and how fast it is filled.
+BYTES_AN_EVENT = 3500
+EVENTS_A_SECOND = 20_000
 
 
-def fill(site: Site, count: int, days: int, *, waiting: bool = False, last: date | None = None) -> None:
+class Filled(Protocol):
+    """What has a database that workers run on."""
+
+    url: str
+
+    def publish(self, events: int, people: int, event_type: str = ..., /) -> float:
+        """Publish so many events of a type."""
+
+    def dispatch(self, *arguments: str) -> float:
+        """Run a verb."""
+
+
+def fill(site: Filled, count: int, days: int, *, waiting: bool = False, last: date | None = None) -> None:
     """Add so many events with all that belongs to them, evenly over `days` days up to `last` (today, if None).
 
-    They are copies of one event that the worker brings to its end; with `waiting`, to its pause.
+    They are copies of one event that the worker brings to its end; with `waiting`, to its pause, and fall due over the
+    next 30 days.
     """
     event_type = "poll_started" if waiting else "poll_complete"
     site.publish(100, 10_000_000, event_type)  # one alone would tell the planner that days are all different
     site.dispatch("run", "--drain")
+    multiply(site.url, count, days, event_type, due=(0, 30) if waiting else None, last=last)
+
+
+def multiply(
+    url: str, count: int, days: int, event_type: str, *, due: tuple[int, int] | None, last: date | None = None
+) -> None:
+    """Copy the newest event of a type; with `due`, its run waits: for so many days, and the copies over so many more.
+
+    People have a contact each; they come back after five million events.
+    """
     last = last or datetime.now(UTC).date()
     first_day = last - timedelta(days=days - 1)
-    with psycopg.connect(site.url, autocommit=True) as connection:
+    with psycopg.connect(url, autocommit=True) as connection:
         partitions.ensure(connection, (first_day + timedelta(days=1)).isoformat(), ahead=days)
         pattern = connection.execute(
             "SELECT seq, received_on FROM events WHERE event_type = %s ORDER BY seq DESC LIMIT 1", (event_type,)
@@ -73,6 +106,7 @@ def fill(site: Site, count: int, days: int, *, waiting: bool = False, last: date
         conditions = {
             "events": f"seq = {pattern[0]}", "event_ids": f"event_seq = {pattern[0]}", "runs": f"seq = {run[0]}",
             "steps": f"run_seq = {run[0]}", "messages": f"run_id = '{run[1]}'",
+            "contacts": "seq = (SELECT max(seq) FROM contacts)",
         }  # fmt: skip
         # Kept apart: in a transaction that empties the partition they would be gone.
         for table, condition in conditions.items():
@@ -82,18 +116,23 @@ def fill(site: Site, count: int, days: int, *, waiting: bool = False, last: date
             day = first_day + timedelta(days=number)
             with connection.transaction():
                 for table in conditions:
-                    _multiply(connection, table, day, lower, upper - lower, waiting=waiting)
+                    _multiply(connection, table, day, lower, upper - lower, due=due)
         for name in ("events_seq", "runs_seq"):  # what comes next is younger
             connection.execute("SELECT setval(%s, %s)", (name, start + count + 64))
+        for table in ("messages", "contacts"):
+            named = f"pg_get_serial_sequence('{table}', 'seq')"
+            connection.execute(f"SELECT setval({named}, {start + count + 64})")
         # What autovacuum would come to do while things are measured.
         connection.execute("VACUUM (ANALYZE)")
         connection.execute("CHECKPOINT")
 
 
-def _multiply(connection: psycopg.Connection, table: str, day: date, first: int, count: int, *, waiting: bool) -> None:
+def _multiply(
+    connection: psycopg.Connection, table: str, day: date, first: int, count: int, *, due: tuple[int, int] | None
+) -> None:
     own = dict(_OWN[table])
-    if waiting and table == "runs":
-        own["due_at"] = _DUE.format(count=count, form=_DUE_FORM)
+    if due and table == "runs":
+        own["due_at"] = _DUE.format(count=count, form=_DUE_FORM, after=due[0], over=due[1])
     target = table
     if table in PARTITIONED:
         target = partitions.name_of(table, day.isoformat())
@@ -109,5 +148,5 @@ def _multiply(connection: psycopg.Connection, table: str, day: date, first: int,
     named = ", ".join(f'"{column}"' for column in columns)
     connection.execute(
         f"INSERT INTO {target} ({named}) SELECT {values} FROM generate_series({first}::bigint, {first + count - 1}) g, "
-        f"like_{table} p"
+        f"like_{table} p" + (" ON CONFLICT DO NOTHING" if table == "contacts" else "")
     )
