@@ -7,6 +7,7 @@ and were waited for included; where a process starts others in sessions of their
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -83,6 +84,12 @@ class Tree:
         for pid in self.members():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def spent_by_children() -> float:
+    """Return the processor seconds of all that this process started and that has ended, with what that started."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _cpu_ticks(pid: int) -> int:
