@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -32,13 +32,11 @@ PREFETCH = 1000
 Arrivals = Mapping[int, float]
 
 
-def measure(
-    lab: Lab, contestant: Contestant, rate: int, seconds: float, messages: Callable[[], Sequence[Message]]
-) -> dict[str, Any]:
+def measure(lab: Lab, contestant: Contestant, rate: int, seconds: float, messages: Sequence[Message]) -> dict[str, Any]:
     """Publish at a steady rate once; `messages` is one more than that takes. Raises ContestantFailed."""
     with lab.site(contestant.name, contestant.declare) as site:
         entry = contestant.enter(site)
-        first, *steady = messages()
+        first, *steady = messages
         with (
             collecting(site, contestant.outgoing, len(steady) + 1) as collector,
             started(entry.launch, site.folder / "worker.out") as running,

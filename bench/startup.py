@@ -6,7 +6,7 @@ The store is there, as at every start but the first.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,14 +18,14 @@ from bench.site import Lab, Message
 MIGRATE_PATIENCE = 60.0
 
 
-def measure(lab: Lab, contestant: Contestant, messages: Callable[[], Sequence[Message]]) -> dict[str, Any]:
+def measure(lab: Lab, contestant: Contestant, messages: Sequence[Message]) -> dict[str, Any]:
     """Start it once, with one event. Raises ContestantFailed."""
     with lab.site(contestant.name, contestant.declare) as site:
         entry = contestant.enter(site)
         if isinstance(entry, OursEntry):
             with started(entry.dispatch("migrate"), site.folder / "migrate.out") as migrating:
                 migrating.wait(MIGRATE_PATIENCE)
-        site.fill(messages(), contestant.incoming)
+        site.fill(messages, contestant.incoming)
         with (
             collecting(site, contestant.outgoing, 1) as collector,
             started(entry.launch, site.folder / "worker.out") as running,
