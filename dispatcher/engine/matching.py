@@ -90,6 +90,7 @@ def start_runs(stored: StoredEvent, plan: Plan, overlay: Overlay) -> list[Run]:
             chain=chain,
             generation=stored.generation,
             started_at=overlay.now_text,
+            begun_here=True,
         )
         changes.chains[chain.digest] = chain
         changes.new_runs.append(run)

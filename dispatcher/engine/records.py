@@ -114,6 +114,8 @@ class Run:
     finished_at: str | None = None
     # When the run came to the step that it stands at; no attempt changes that.
     arrived_at: str = ""
+    # Whether the run began in this batch: no step of it has left anything in the store yet.
+    begun_here: bool = False
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     scope: dict[str, Any] = field(default_factory=dict)
 

@@ -186,6 +186,10 @@ class StepContext:
     def cursor(self) -> Any:
         return self._run.cursor
 
+    @property
+    def begun_here(self) -> bool:
+        return self._run.begun_here
+
     # Connections.
 
     def service(self, name: str) -> Service:
@@ -305,7 +309,9 @@ class _MessageBook:
             return layer.message
         message_id = context.message_id
         written = layer.overlay.changes.messages.get(message_id)
-        return written[0] if written else layer.overlay.reads.message(message_id)
+        if written is not None:
+            return written[0]
+        return None if context.begun_here else layer.overlay.reads.message(message_id)
 
     def record(
         self,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from dispatcher.engine.records import (
     CONTACT_COLUMNS,
@@ -29,6 +31,31 @@ def _insert(table: str, columns: Sequence[str], verb: str = "INSERT") -> str:
 def _upsert(table: str, columns: Sequence[str], key: Sequence[str], changing: Sequence[str]) -> str:
     changes = ", ".join(f'"{column}" = excluded."{column}"' for column in changing)
     return f"{_insert(table, columns)} ON CONFLICT ({_names(key)}) DO UPDATE SET {changes}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """A query for rows by a key of two texts: for one key, and for `AT_ONCE` of them, each row led by its key.
+
+    A key that is NULL finds nothing, so the last keys of many need no query of their own.
+    """
+
+    AT_ONCE: ClassVar = 64
+
+    one: str
+    many: str
+
+    @classmethod
+    def of(cls, table: str, key: tuple[str, str], columns: Sequence[str]) -> Lookup:
+        """Return the query for these columns of a table with this key."""
+        wanted = _names((*key, *columns))
+        first, second = key
+        # The other way round, `(a, b) IN (VALUES ...)`, SQLite scans the table. CROSS JOIN fixes the order.
+        return cls(
+            f'SELECT {wanted} FROM {table} WHERE "{first}" = ? AND "{second}" = ?',  # noqa: S608
+            f"WITH wanted(a, b) AS (VALUES {', '.join(['(?, ?)'] * cls.AT_ONCE)}) "  # noqa: S608
+            f'SELECT {wanted} FROM wanted CROSS JOIN {table} ON "{first}" = a AND "{second}" = b',
+        )
 
 
 # Writing, in the order of the flush.
@@ -72,10 +99,10 @@ FORGET_ACKED = "DELETE FROM unacked WHERE epoch = ? AND tag <= ?"
 DELETE_SUPPRESSION = "DELETE FROM suppressions WHERE number_hash = ?"
 
 # Reading, within the batch's transaction.
-KNOWN_EVENT = "SELECT body_hash FROM event_ids WHERE account_key = ? AND event_id = ?"
-CONTACT = f"SELECT {_names(CONTACT_COLUMNS)} FROM contacts WHERE account_key = ? AND msisdn = ?"  # noqa: S608
 CONTACT_NUMBER = "SELECT msisdn FROM contacts WHERE account_key = ? AND contact_key = ?"
-OPT_OUT = "SELECT reason FROM opt_outs WHERE account_key = ? AND msisdn = ?"
+KNOWN_EVENTS = Lookup.of("event_ids", ("account_key", "event_id"), ("body_hash",))
+CONTACTS = Lookup.of("contacts", ("account_key", "msisdn"), CONTACT_COLUMNS[2:])
+OPT_OUTS = Lookup.of("opt_outs", ("account_key", "msisdn"), ("reason",))
 SUPPRESSED = "SELECT number_hash FROM suppressions"
 MESSAGE = f"SELECT {_names(MESSAGE_COLUMNS)} FROM messages WHERE message_id = ?"  # noqa: S608
 TEXTED = """
