@@ -28,6 +28,7 @@ PREFETCH = 1000
 SCHEMA = """
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
+PRAGMA wal_autocheckpoint = 4096;
 CREATE TABLE IF NOT EXISTS contacts (
     account_key TEXT NOT NULL, msisdn TEXT NOT NULL, name TEXT NOT NULL, updated_at TEXT NOT NULL,
     PRIMARY KEY (account_key, msisdn)
