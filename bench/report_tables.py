@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from bench.report_bars import verdicts
+from bench.report_bars import AT_LEAST, verdicts
 from bench.report_figures import (
     BARE_LOOP,
     BASE,
@@ -190,7 +190,8 @@ def bars(results: Results) -> str:
     head = ["bar", "asked", "measured", "holds"]
     rows = []
     for each in verdicts(results):
-        told = NOTHING if each.short is None else "yes" if each.holds else f"**no**, {100 * each.short:.0f} % short"
+        side = "short" if each.asked.startswith(AT_LEAST) else "over"
+        told = NOTHING if each.short is None else "yes" if each.holds else f"**no**, {100 * each.short:.1f} % {side}"
         rows.append([each.what, each.asked, each.measured, told])
     return table(head, rows)
 
