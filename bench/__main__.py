@@ -29,6 +29,10 @@ from bench.results import MEASURES, SERIES, Results
 from bench.site import Lab
 from tests.harness.rabbit import NoRabbit
 
+# Rounds, events in the queue, seconds of latency.
+USUAL = (5, 20_000, 10.0)
+QUICK = (1, 2_000, 3.0)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -146,10 +150,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="NAMES",
         help=f"of {', '.join(MEASURES)}, {SERIES}",
     )
-    add("--rounds", type=int, default=5)
-    add("--events", type=int, default=20_000, help="in the queue that is drained")
+    add("--rounds", type=int, help="5")
+    add("--events", type=int, help="in the queue that is drained: 20,000")
     add("--rate", type=int, default=500, help="events/s while latency is measured")
-    add("--seconds", type=float, default=10.0, help="how long latency is measured; the first second does not count")
+    add("--seconds", type=float, help="how long latency is measured: 10, of which the first does not count")
     add(
         "--series",
         nargs="+",
@@ -163,8 +167,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--resume", type=Path, metavar="FILE", help="earlier results, whose rows are not measured again")
     add("--write-docs", action="store_true", help="write docs/benchmarks.md with its plots")
     given = parser.parse_args(arguments)
+    rounds, events, seconds = QUICK if given.quick else USUAL
+    given.rounds, given.events = given.rounds or rounds, given.events or events
+    given.seconds = given.seconds or seconds
     if given.quick:
-        given.events, given.rounds, given.seconds = 2_000, 1, 3.0
         given.measures = [name for name in given.measures if name != SERIES]
     if strange := set(given.measures) - {*MEASURES, SERIES}:
         parser.error(f"there is no measure {', '.join(sorted(strange))}")

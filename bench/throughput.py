@@ -47,6 +47,8 @@ def measure(lab: Lab, contestant: Contestant, events: int, messages: Callable[[]
             running.tree.look()
             running.stop()
         entry.check(events)
+    if first.done == events:
+        raise ContestantFailed(f"{events} events came out between two looks: give it more")
     return {
         "events": events,
         "events_per_second": (events - first.done) / (last.at - first.at),
