@@ -6,6 +6,7 @@ import os
 import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b
 
 from dispatcher.events.event import JsonObject
@@ -16,6 +17,7 @@ _RANDOM_BITS = 74
 _RANDOM_MASK = (1 << _RANDOM_BITS) - 1
 _TIME_MASK = (1 << 48) - 1
 _LOW_MASK = (1 << 62) - 1
+_LAST_MASK = (1 << 48) - 1
 _VERSION = 7 << 76
 _VARIANT = 2 << 62
 
@@ -49,7 +51,9 @@ def derived_uuid7(ms: int, *parts: str | int) -> str:
         else:
             told_apart += f"{'i' if isinstance(part, int) else 's'}{len(str(part))}:{part}"
     digest = blake2b(told_apart.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return _written(_time_bits(ms) | int.from_bytes(digest) & _RANDOM_MASK)
+    low = int.from_bytes(digest[6:])
+    # As `_written` writes it, with the half that is the time's written once for all that is of one time.
+    return f"{_time_written(ms)}{low >> 62 & 0xFFF:03x}-{(low & _LOW_MASK) >> 48 | 0x8000:x}-{low & _LAST_MASK:012x}"
 
 
 def to_hex(uuid: str) -> str:
@@ -89,6 +93,12 @@ _sequence = _Sequence()
 
 def _time_bits(ms: int) -> int:
     return (max(ms, 0) & _TIME_MASK) << _RANDOM_BITS
+
+
+@lru_cache(maxsize=16)
+def _time_written(ms: int) -> str:
+    digits = f"{max(ms, 0) & _TIME_MASK:012x}"
+    return f"{digits[:8]}-{digits[8:]}-7"
 
 
 def _written(number: int) -> str:

@@ -288,7 +288,7 @@ class SqliteTransaction:
         """Yield the row of each key that has one, led by the key."""
         execute, keys, most = self._connection.execute, list(keys), lookup.AT_ONCE
         while len(keys) > _FEW:
-            params = list(chain.from_iterable(keys[:most]))
+            params: list[str | None] = list(chain.from_iterable(keys[:most]))
             params += [None] * (2 * most - len(params))
             del keys[:most]
             yield from execute(lookup.many, params)
