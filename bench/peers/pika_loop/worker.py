@@ -1,8 +1,8 @@
 """The client's ceiling: a hand-written loop from events to texts on pika's SelectConnection, without a journal.
 
-Confirms are pipelined. Texts are published as their events come in; the events whose texts are confirmed are acked once
-per tick of the loop, all of them at once. A crash loses nothing, but sends again what was not acked. SIGTERM ends it
-as it ends any process: what is in hand is handed out again.
+Confirms are pipelined. What comes within one tick of the loop is worked off together, which is faster than one by one;
+the events whose texts are confirmed are acked once per tick, all of them at once. A crash loses nothing, but sends again
+what was not acked. SIGTERM ends it as it ends any process: what is in hand is handed out again.
 """
 
 from __future__ import annotations
@@ -63,14 +63,13 @@ CHAINS = {
 }
 
 
-def a_text(event: Event, chain: Chain, message_id: str) -> bytes:
-    """Run the chain's two steps: the contact, and the text to it as a Vumi transport reads it."""
-    contact = Contact(event.event_data.msisdn, event.event_data.name.title())
+def a_text(event: Event, chain: Chain, contact: Contact, message_id: str, now: str) -> bytes:
+    """Return the text to a contact as a Vumi transport reads it."""
     return to_json(
         {
             "message_version": "20110921",
             "message_type": "user_message",
-            "timestamp": datetime.now(UTC).replace(tzinfo=None).isoformat(" ", "microseconds"),
+            "timestamp": now,
             "message_id": message_id,
             "to_addr": contact.msisdn,
             "from_addr": "+27820000000",
@@ -104,6 +103,7 @@ class Worker:
         )
         # (number of its publish or 0, delivery tag) of the events in hand, in the order in which they came
         self.in_hand: deque[tuple[int, int]] = deque()
+        self.delivered: list[tuple[int, bytes]] = []  # (delivery tag, body) of what came within this tick
         self.published = 0
         self.confirmed_up_to = 0
         self.confirmed_beyond: set[int] = set()
@@ -134,22 +134,43 @@ class Worker:
         self.channel.add_on_cancel_callback(lambda _: self.on_end(None, "the queue is gone"))
         self.channel.basic_consume("vumi.event", self.on_delivery)
 
-    def on_delivery(self, channel, method: Basic.Deliver, _: BasicProperties, body: bytes) -> None:
-        try:
-            event = Event.model_validate_json(body)
-        except ValidationError as error:
-            log.warning("rejected: %s", error)
-            channel.basic_reject(method.delivery_tag, requeue=False)
-            return
-        chain = CHAINS.get((event.conversation_type, event.event_type))
-        if chain is None or not chain.condition(event.event_data):
-            self.in_hand.append((0, method.delivery_tag))
+    def on_delivery(self, _channel, method: Basic.Deliver, _: BasicProperties, body: bytes) -> None:
+        if not self.delivered:
+            self.ioloop.call_later(0, self.work)
+        self.delivered.append((method.delivery_tag, body))
+
+    def work(self) -> None:
+        """Work off what came within this tick: parse, match, render, publish."""
+        delivered, self.delivered = self.delivered, []
+        now = datetime.now(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+        texts, tags = [], []
+        for tag, body in delivered:
+            try:
+                event = Event.model_validate_json(body)
+            except ValidationError as error:
+                log.warning("rejected: %s", error)
+                self.channel.basic_reject(tag, requeue=False)
+                continue
+            chain = CHAINS.get((event.conversation_type, event.event_type))
+            if chain is None or not chain.condition(event.event_data):
+                tags.append((tag, False))
+                continue
+            message_id = str(uuid.uuid4())
+            contact = Contact(event.event_data.msisdn, event.event_data.name.title())
+            texts.append((message_id, a_text(event, chain, contact, message_id, now)))
+            tags.append((tag, True))
+        self.publish(tags, texts)
+
+    def publish(self, tags: list[tuple[int, bool]], texts: list[tuple[str, bytes]]) -> None:
+        publish, properties = self.channel.basic_publish, self.properties
+        for message_id, body in texts:
+            properties.message_id = message_id
+            publish("vumi", "sms.outbound", body, properties)
+        for tag, has_text in tags:
+            self.published += has_text
+            self.in_hand.append((self.published if has_text else 0, tag))
+        if len(texts) < len(tags):
             self.settle_soon()
-            return
-        self.properties.message_id = message_id = str(uuid.uuid4())
-        channel.basic_publish("vumi", "sms.outbound", a_text(event, chain, message_id), self.properties)
-        self.published += 1
-        self.in_hand.append((self.published, method.delivery_tag))
 
     def on_answer(self, frame) -> None:
         method = frame.method
