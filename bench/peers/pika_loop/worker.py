@@ -1,8 +1,8 @@
 """The client's ceiling: a hand-written loop from events to texts on pika's SelectConnection, without a journal.
 
 Confirms are pipelined. What comes within one tick of the loop is worked off together, which is faster than one by one;
-the events whose texts are confirmed are acked once per tick, all of them at once. A crash loses nothing, but sends again
-what was not acked. SIGTERM ends it as it ends any process: what is in hand is handed out again.
+the events whose texts are confirmed are acked once per tick, all of them at once. A crash loses nothing, but sends
+again what was not acked. SIGTERM ends it as it ends any process: what is in hand is handed out again.
 """
 
 from __future__ import annotations
