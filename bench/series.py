@@ -20,7 +20,7 @@ from bench import job
 from bench.fill_people import NoRoom, new_person
 from bench.ours import SqliteFile
 from bench.processes import ContestantFailed
-from bench.series_run import INCOMING, Passage, fill_queue
+from bench.series_run import Passage, fill_queue
 from bench.series_stores import Past, PostgresStores, SqliteStores, Stores
 from bench.site import Lab, Site
 from tests.harness.postgres import NoPostgres
@@ -67,7 +67,7 @@ def measure(
             with ExitStack() as stack:
                 try:
                     subject = _subject(series, store, lab, stack, events)
-                    yield from _pairs(subject, series, sorted(set(wanted[series])), rounds, tell)
+                    yield from _pairs(subject, series, sorted(set(wanted.get(name, wanted[series]))), rounds, tell)
                 except NoPostgres as missing:
                     tell(f"{series}, {store}: {missing}")
 
@@ -171,7 +171,12 @@ class Chains:
         chains = min(size, self._events) if self._spread else 1
         # The chain in the middle of the rulebook, or all of them.
         first = 0 if self._spread else size // 2
-        fill_queue(self._site, (_event_of(number, first + number % chains) for number in range(self._events)))
+        fill_queue(
+            self._site,
+            (_event_of(number, first + number % chains) for number in itertools.count()),
+            self._events,
+            empty_before=True,
+        )
         with self._stores.take(Past(0)) as store:
             return Passage(self._site, store, self._rulebook(size), on_server=False).measure(self._events)
 
@@ -212,8 +217,7 @@ class Backlog:
             folder.rmdir()
 
     def _fill_up(self, size: int) -> None:
-        missing = size - self._sites[size].depth(INCOMING)
-        fill_queue(self._sites[size], (job.an_event(next(self._numbers)) for _ in range(missing)))
+        fill_queue(self._sites[size], map(job.an_event, self._numbers), size, empty_before=False)
 
 
 class Pasts:
@@ -233,7 +237,8 @@ class Pasts:
 
     def run(self, size: int) -> dict[str, Any]:
         """Measure a size once, with new people among those that the store knows."""
-        fill_queue(self._site, (job.an_event(new_person(next(self._numbers))) for _ in range(self._events)))
+        bodies = (job.an_event(new_person(number)) for number in self._numbers)
+        fill_queue(self._site, bodies, self._events, empty_before=True)
         on_server = self.store == "postgresql"
         with self._stores.take(Past(size, self._waiting)) as store:
             return Passage(self._site, store, self._rulebook, on_server=on_server).measure(self._events)

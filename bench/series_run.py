@@ -7,32 +7,54 @@ than is measured: then the worker is stopped after that, and what it did until i
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pika
+
 from bench.contestants import SCRIPT
 from bench.ours import Store
 from bench.processes import ContestantFailed, Launch, Running, started
 from bench.series_stores import environ_of
-from bench.site import QUEUES, Message, Site
+from bench.site import QUEUES, Site
 
 # Reading a hundred thousand chains comes before the first text.
 START_PATIENCE = 600.0
 SLOWEST = 200.0  # events/s
 POLL_SECONDS = 0.01
-AT_ONCE = 10_000
+FILL_PATIENCE = 900.0
+STALLED_SECONDS = 5.0
+PERSISTENT = pika.BasicProperties(delivery_mode=2, content_type="application/json")
 
 INCOMING, OUTGOING = QUEUES
 
 
-def fill_queue(site: Site, bodies: Iterable[bytes]) -> None:
-    """Put events into the incoming queue, some at a time: a million messages at once would take gigabytes here."""
-    rest = iter(bodies)
-    while some := [Message(body) for body in islice(rest, AT_ONCE)]:
-        site.fill(some, INCOMING)
+def fill_queue(site: Site, bodies: Iterator[bytes], wanted: int, *, empty_before: bool) -> None:
+    """Put events into the incoming queue until it holds so many; `bodies` has no end.
+
+    To wait for each confirm would take minutes, and what is published without them may be lost: to a queue that was
+    just declared and has no leader yet, or on a busy machine in a channel that is closed too soon. So the channel stays
+    open, and what does not come is published again.
+    """
+    with site.channel() as channel:
+        if empty_before:
+            channel.queue_purge(INCOMING)
+        there, since = site.depth(INCOMING), 0.0
+        deadline = time.monotonic() + FILL_PATIENCE
+        while there < wanted:
+            if time.monotonic() > deadline:
+                raise ContestantFailed(f"the queue took {there} of {wanted} events")
+            if time.monotonic() - since > STALLED_SECONDS:
+                for body in islice(bodies, wanted - there):
+                    channel.basic_publish("", INCOMING, body, PERSISTENT)
+                since = time.monotonic()
+            channel.connection.process_data_events(0.05)
+            before, there = there, site.depth(INCOMING)
+            if there > before:
+                since = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -56,7 +78,7 @@ class Passage:
             with started(launch, self.site.folder / f"{verb}.out") as running:
                 if verb == "migrate":
                     running.wait(START_PATIENCE)
-                    before = self._last_run()
+                    before = self._last()
                     continue
                 first = self._wait_for(running, events // 10, START_PATIENCE)
                 last = self._wait_for(running, events, START_PATIENCE + events / SLOWEST)
@@ -81,18 +103,27 @@ class Passage:
         database = self.site.lab.database_tree.cpu_seconds() if self.on_server else 0.0
         return _Moment(time.perf_counter(), done, running.tree.cpu_seconds(), database)
 
-    def _last_run(self) -> int:
-        [(last,)] = self.store.rows("SELECT coalesce(max(seq), 0) FROM runs")
-        return int(last)
+    def _last(self) -> tuple[int, int]:
+        [(event, run)] = self.store.rows(
+            "SELECT (SELECT coalesce(max(seq), 0) FROM events), (SELECT coalesce(max(seq), 0) FROM runs)"
+        )
+        return event, run
 
-    def _check(self, before: int, waiting: int) -> None:
-        """See that each event that is no longer in the queue has a run that is done, and a text."""
-        taken = waiting - self.site.depth(INCOMING)
-        [(runs,)] = self.store.rows(f"SELECT count(*) FROM runs WHERE seq > {before} AND state = 'done'")
+    def _check(self, before: tuple[int, int], waiting: int) -> None:
+        """See that each event that is no longer in the queue is in the store, and that each run has come to a text.
+
+        Of a queue that was not worked off, the store may have some that were to be matched next.
+        """
+        last_event, last_run = before
+        left, texts = self.site.depth(INCOMING), self.site.depth(OUTGOING)
+        [(stored,)] = self.store.rows(f"SELECT count(*) FROM events WHERE seq > {last_event}")
+        [(runs,)] = self.store.rows(f"SELECT count(*) FROM runs WHERE seq > {last_run} AND state = 'done'")
         [(dead,)] = self.store.rows("SELECT count(*) FROM dead_letters")
-        if not taken == runs == self.site.depth(OUTGOING) or dead:
-            texts = self.site.depth(OUTGOING)
-            raise ContestantFailed(f"of {taken} events came {runs} runs, {texts} texts and {dead} dead letters")
+        finished = runs == texts and (runs == stored or left)
+        if waiting - left != stored or not finished or dead:
+            raise ContestantFailed(
+                f"{waiting - left} events were taken, {stored} stored; {runs} runs, {texts} texts, {dead} dead letters"
+            )
 
 
 @dataclass(frozen=True)
