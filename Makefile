@@ -4,7 +4,7 @@
 # has spaces.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint services bench pins clean
+.PHONY: help demo test lint services bench pins bench-pins clean
 
 PYTHONS := $(if $(PYTHON),"$(PYTHON)",python3 python3.14 python3.13 python3.12 python3.11)
 PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check --no-input
@@ -12,8 +12,8 @@ COMPILE := .venv-pins/bin/python -m piptools compile --quiet --strip-extras --al
 	--no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
 help: ## Say what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | while IFS='|' read -r target text; do \
-		printf '%-16s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | while IFS='|' read -r target text; do \
+		printf '%-18s %s\n' "$$target" "$$text"; done
 
 demo: .venv/run.stamp ## Send a day's events through the shipped rulebook and show what became of them
 	@.venv/bin/dispatcher demo $(ARGS)
@@ -36,16 +36,21 @@ lint: .venv/test.stamp ## Run ruff, mypy and import-linter
 services: ## Install RabbitMQ and PostgreSQL for the tests, if this is Debian and you are root
 	@.ci/services || true
 
-bench: .venv/run.stamp ## Measure the embedded path from end to end
-	@.venv/bin/python bench/run.py $(ARGS)
+bench: .venv/test.stamp services ## Measure ours and its peers side by side; ARGS="--quick --only ours-sqlite,pika_loop"
+	@.venv/bin/python -m bench $(ARGS)
 
 pins: .venv-pins/bin/pip-compile ## Pin the newest versions that pyproject.toml allows
 	@$(COMPILE) --upgrade --only-build-deps --build-deps-for wheel --build-deps-for editable -o requirements/build.txt pyproject.toml
 	@$(COMPILE) --upgrade -o requirements/run.txt pyproject.toml
 	@$(COMPILE) --upgrade --extra test --extra lint -c requirements/run.txt -o requirements/test.txt pyproject.toml
 
+# Apart from `pins`, for these are no dependencies of ours: what was measured is measured again with the same versions.
+bench-pins: .venv-pins/bin/pip-compile ## Pin the newest versions of the benchmark's peers and plots
+	@for peer in bench/peers/*/; do $(COMPILE) --upgrade -o "$${peer}requirements.txt" "$${peer}requirements.in" || exit 1; done
+	@$(COMPILE) --upgrade -o requirements/plots.txt requirements/plots.in
+
 clean: ## Take away everything that was made here
-	@rm -rf .venv .venv-pins build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .venv-pins .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

@@ -26,7 +26,8 @@ CAPTURE_PATIENCE = 600.0
 SETTLE_PATIENCE = 30.0
 
 BROKERED = frozenset({"throughput", "latency", "startup"})
-EMBEDDED = frozenset({"throughput"})
+UNBROKERED = frozenset({"throughput"})
+OUTSIDE = "outside"
 
 
 class Entry(Protocol):
@@ -61,6 +62,7 @@ class Contestant:
     workers: int = 1
     needs_database: bool = False
     measures: frozenset[str] = BROKERED
+    rounds: int | None = None  # in how many it takes part; in all, if None
 
     def prepare(self, lab: Lab) -> dict[str, str]:
         """Make ready what it runs on; return the versions to be told. Raises Unavailable."""
@@ -175,8 +177,11 @@ class Peer(Contestant):
         """Read a peer.toml."""
         told: dict[str, Any] = tomllib.loads((folder / "peer.toml").read_text())
         stores = [value for value in told.get("environ", {}).values() if "{store_url}" in value]
-        in_database = bool(stores) or folder.name.endswith("_postgresql")
-        return cls(name=folder.name, folder=folder, needs_database=in_database, **told)
+        stores = [value for value in told.get("environ", {}).values() if "{store_url}" in value]
+        told["needs_database"] = bool(stores) or folder.name.endswith("_postgresql")
+        if told["kind"] == OUTSIDE:  # it measures itself, and no ratio is taken
+            told.update(measures=UNBROKERED, rounds=1)
+        return cls(name=folder.name, folder=folder, **told)
 
     def prepare(self, lab: Lab) -> dict[str, str]:
         """Make its environment; return the versions in it."""
@@ -185,7 +190,7 @@ class Peer(Contestant):
         self.environment = environments.ensure(self.folder)
         found = self.environment.versions(self.packages)
         # A framework gives its title its version; a loop is nobody's, and names all that it uses.
-        own = found.pop(next(iter(found))) if self.kind == "peer" and found else ""
+        own = found.pop(next(iter(found))) if self.kind != "loop" and found else ""
         others = ", ".join(f"{name} {version}" for name, version in found.items())
         return {self.title: f"{own} ({others})" if own and others else own or others}
 
@@ -264,15 +269,15 @@ def ours() -> list[Contestant]:
         ),
         Ours(
             name="ours-embedded", title="dispatcher embedded, SQLite", note=embedded, queue_type="none",
-            embedded=True, measures=EMBEDDED,
+            embedded=True, measures=UNBROKERED,
         ),
         Ours(
             name="ours-embedded-postgresql", title="dispatcher embedded, PostgreSQL", note=embedded, queue_type="none",
-            embedded=True, measures=EMBEDDED, needs_database=True,
+            embedded=True, measures=UNBROKERED, needs_database=True,
         ),
         Ours(
             name="ours-embedded-postgresql-2", title="dispatcher embedded, PostgreSQL, 2 workers", note=embedded,
-            queue_type="none", embedded=True, measures=EMBEDDED, needs_database=True, workers=2,
+            queue_type="none", embedded=True, measures=UNBROKERED, needs_database=True, workers=2,
         ),
     ]  # fmt: skip
 

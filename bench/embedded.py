@@ -6,6 +6,7 @@ own record of when each did. Processor time and memory are of both processes fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bench import job
@@ -45,7 +46,7 @@ def _to_the_end(entry: OursEntry, launch: Launch) -> Tree:
         return running.tree
 
 
-def rate(moments: list[float]) -> float:
+def rate(moments: Sequence[float]) -> float:
     """Return how many a second there were between the first tenth of these moments and the last."""
     first, last = moments[len(moments) // 10], moments[-1]
     return sum(moment > first for moment in moments) / (last - first)

@@ -127,8 +127,7 @@ def _collect(pipe: Connection, url: str, queue: str, wanted: int) -> None:
         pipe.send("ready")
         for _, _, body in channel.consume(queue, auto_ack=True):
             at = time.perf_counter()
-            number = number_in(body)
-            if number is None:
+            if body is None or (number := number_in(body)) is None:
                 continue
             came.setdefault(number, at)
             if len(came) == 1:

@@ -42,10 +42,11 @@ class Launch:
 
 @dataclass
 class Tree:
-    """A process and all that it started. It remembers the peak of each that it ever saw."""
+    """A process and all that it started, with the most that they ever were when looked at."""
 
     pid: int
-    _peaks: dict[int, int] = field(default_factory=dict)
+    size: int = 0  # processes
+    peak_mb: float = 0.0  # the sum of their peaks, of 1,000,000 bytes; pages that two share count twice
 
     def members(self) -> list[int]:
         """Return those that live, the first of them first."""
@@ -65,19 +66,10 @@ class Tree:
         return sum(_cpu_ticks(pid) for pid in self.members()) / TICKS
 
     def look(self) -> None:
-        """See how much memory each has taken at its peak; to be called while they live."""
-        for pid in self.members():
-            self._peaks[pid] = max(_peak_kib(pid), self._peaks.get(pid, 0))
-
-    @property
-    def peak_mb(self) -> float:
-        """The sum of the peaks, in megabytes of 1,000,000 bytes. Pages that two share count twice."""
-        return sum(self._peaks.values()) * 1024 / 1e6
-
-    @property
-    def size(self) -> int:
-        """How many processes it has had."""
-        return len(self._peaks)
+        """See how many there are, and how much memory each has taken at its peak."""
+        peaks = [_peak_kib(pid) for pid in self.members()]
+        self.size = max(self.size, len(peaks))
+        self.peak_mb = max(self.peak_mb, sum(peaks) * 1024 / 1e6)
 
     def kill(self) -> None:
         """End what is left of it at once."""

@@ -46,14 +46,17 @@ effective_cache_size = 8GB
 """
 
 
+def plain_json() -> pika.BasicProperties:
+    """Return the properties of a persistent JSON document."""
+    return pika.BasicProperties(delivery_mode=2, content_type="application/json")  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class Message:
     """What lies in a queue: a body, and the properties that a framework's own client gave it."""
 
     body: bytes
-    properties: pika.BasicProperties = field(
-        default_factory=lambda: pika.BasicProperties(delivery_mode=2, content_type="application/json")
-    )
+    properties: pika.BasicProperties = field(default_factory=plain_json)
 
 
 class DurableServer(Server):
@@ -146,10 +149,11 @@ class Site:
             return taken
         with self.channel() as channel:
             for _, properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=10):
-                if body is not None:
-                    taken.append(Message(body, properties))
-                if body is None or len(taken) == wanted:
-                    return taken
+                if body is None or properties is None:  # nothing came for a while
+                    break
+                taken.append(Message(body, properties))
+                if len(taken) == wanted:
+                    break
         return taken
 
     def database(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.report_figures import BARE_LOOP, BASE, JOURNALING_LOOP, Results, Spread
+from bench.report_figures import BARE_LOOP, BASE, JOURNALING_LOOP, LOOP, OURS, OUTSIDE, PEER, Results, Spread
 
 HEAD = (
     "", "events/s", "(least to most)", "ours is", "of loop", "of journal", "cpu us", "broker", "database", "MB",
@@ -16,10 +16,14 @@ HEAD = (
 def lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the table, and who is missing."""
     results = Results(document)
-    rows = [_row(results, each["name"]) for each in document["contestants"]]
+    rows = [_row(results, each["name"]) for each in results.contestants(OURS, LOOP, PEER)]
     widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
     for row in [HEAD, *rows] if rows else []:
         yield "  ".join(_aligned(row, widths)).rstrip()
+    for each in results.contestants(OUTSIDE):
+        for row in document["throughput"]:
+            if row["contestant"] == each["name"]:
+                yield f"outside: {each['name']}: {row['events_per_second']:,.4g} events/s: {row['what']}"
     for each in document["missing"]:
         yield f"missing: {each['name']}: {each['why']}"
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench import embedded
-from bench.contestants import Contestant, OursEntry
+from bench import embedded, outside
+from bench.contestants import OUTSIDE, Contestant, OursEntry
 from bench.processes import ContestantFailed, Running, Tree, started
 from bench.site import Lab, Message, Site
 
@@ -37,6 +37,8 @@ def measure(lab: Lab, contestant: Contestant, events: int, messages: Callable[[]
         entry = contestant.enter(site)
         if isinstance(entry, OursEntry) and entry.contestant.embedded:
             return embedded.measure(entry, events)
+        if contestant.kind == OUTSIDE:
+            return outside.measure(site, entry)
         site.fill(messages(), contestant.incoming)
         with started(entry.launch, site.folder / "worker.out") as running:
             run = _Run(site, contestant, running, events)
@@ -44,7 +46,6 @@ def measure(lab: Lab, contestant: Contestant, events: int, messages: Callable[[]
             last = run.wait_for(events)
             entry.settle()
             rest = run.moment()
-            running.tree.look()
             running.stop()
         entry.check(events)
     if first.done == events:
@@ -69,6 +70,7 @@ class _Run:
 
     def moment(self, done: int = 0) -> Moment:
         """Return the moment that is now."""
+        self._running.tree.look()
         return Moment(
             at=time.perf_counter(),
             done=done,
