@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import pika
+from pika.adapters.blocking_connection import BlockingChannel
 
 from bench.contestants import Contestant
 from bench.job import number_in
@@ -37,14 +38,15 @@ def measure(lab: Lab, contestant: Contestant, rate: int, seconds: float, message
     with lab.site(contestant.name, contestant.declare) as site:
         entry = contestant.enter(site)
         first, *steady = messages
+        site.fill([first], contestant.incoming)  # its text tells that the worker is there
         with (
             collecting(site, contestant.outgoing, len(steady) + 1) as collector,
             started(entry.launch, site.folder / "worker.out") as running,
+            site.channel() as channel,  # open to the end: what one that is closed has not passed on may be lost
         ):
-            site.fill([first], contestant.incoming)
             collector.wait_for_first(running)
             used, began = running.tree.cpu_seconds(), time.perf_counter()
-            published = _publish(site, contestant.incoming, steady, rate)
+            published = _publish(channel, contestant.incoming, steady, rate)
             came = collector.wait_for_all(running)
             share = (running.tree.cpu_seconds() - used) / (time.perf_counter() - began)
             running.stop()
@@ -60,16 +62,15 @@ def measure(lab: Lab, contestant: Contestant, rate: int, seconds: float, message
     }
 
 
-def _publish(site: Site, queue: str, messages: Sequence[Message], rate: int) -> list[float]:
+def _publish(channel: BlockingChannel, queue: str, messages: Sequence[Message], rate: int) -> list[float]:
     """Publish each when it is due; return when each was."""
     published: list[float] = []
-    with site.channel() as channel:
-        began = time.perf_counter()
-        for number, message in enumerate(messages):
-            while (ahead := began + number / rate - time.perf_counter()) > 0:
-                time.sleep(ahead)
-            published.append(time.perf_counter())
-            channel.basic_publish("", queue, message.body, message.properties)
+    began = time.perf_counter()
+    for number, message in enumerate(messages):
+        while (ahead := began + number / rate - time.perf_counter()) > 0:
+            time.sleep(ahead)
+        published.append(time.perf_counter())
+        channel.basic_publish("", queue, message.body, message.properties)
     return published
 
 
