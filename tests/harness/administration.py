@@ -66,7 +66,7 @@ class Administration(ABC):
     def close_all_connections(self, reason: str = "closed by a test") -> int:
         """Close every connection as an operator would (320 CONNECTION_FORCED); how many there were.
 
-        One that ends by itself while it is being closed exits with `normal` or `noproc`, and is as closed as the others.
+        One that ends by itself while it is being closed exits with `normal` or `noproc`, and is closed too.
         """
         return int(
             self.eval(
