@@ -35,6 +35,7 @@ SIZES: Mapping[str, Sequence[int]] = {
     "backlog": (10_000, 100_000, 1_000_000),
     "drained": (10_000, 1_000_000),
     "archive": (10_000, 100_000, 1_000_000),
+    # Of as many events, none waits in the store beside.
     "timers": (0, 10_000, 100_000, 1_000_000),
 }
 USUAL = ("chains", "backlog", "archive", "timers")
@@ -87,8 +88,8 @@ class Subject(Protocol):
         """Make what has to be there for a size. Raises NoRoom where it does not fit, and ContestantFailed."""
         ...
 
-    def run(self, size: int) -> dict[str, Any]:
-        """Measure a size once. Raises ContestantFailed."""
+    def run(self, size: int, other: int) -> dict[str, Any]:
+        """Measure a size once; `other` is the larger one of its pair. Raises ContestantFailed."""
         ...
 
 
@@ -111,7 +112,7 @@ def _pairs(subject: Subject, series: str, sizes: Sequence[int], rounds: int, tel
         for size in couple[::order]:
             row = {"series": series, "store": subject.store, "source": "rabbitmq", "size": size, "round": number}
             try:
-                row |= subject.run(size)
+                row |= subject.run(size, couple[-1])
             except ContestantFailed as failure:
                 tell(f"{series}, {subject.store}, {size:,}: {failure}")
                 continue
@@ -166,7 +167,7 @@ class Chains:
         with self._rulebook(size).open("w") as file:
             file.writelines(_chains(size))
 
-    def run(self, size: int) -> dict[str, Any]:
+    def run(self, size: int, other: int) -> dict[str, Any]:
         """Measure a size once."""
         chains = min(size, self._events) if self._spread else 1
         # The chain in the middle of the rulebook, or all of them.
@@ -202,7 +203,7 @@ class Backlog:
         # The same number everywhere: as many as the smallest has.
         self._events = min(self._events, size)
 
-    def run(self, size: int) -> dict[str, Any]:
+    def run(self, size: int, other: int) -> dict[str, Any]:
         """Measure a size once; what is missing of it comes in behind the rest."""
         self._fill_up(size)
         site = self._sites[size]
@@ -221,7 +222,11 @@ class Backlog:
 
 
 class Pasts:
-    """A store that holds so many events, archived or with runs that wait."""
+    """A store that holds so many events, archived or with runs that wait.
+
+    A run that waits has an event, whose id and person the store knows: that costs what an archived event costs. So a
+    store with none that wait is one with as many archived events as wait in the other store of the pair.
+    """
 
     def __init__(self, site: Site, stores: Stores, events: int, *, waiting: bool) -> None:
         self._site, self._stores, self._events, self._waiting = site, stores, events, waiting
@@ -231,14 +236,21 @@ class Pasts:
         self._rulebook.write_text(job.rulebook(job.TO_VUMI))
 
     def prepare(self, size: int) -> None:
-        """Fill the store; warm one that will be used again."""
-        if self._stores.fill(Past(size, self._waiting)):
-            self.run(size)
+        """Fill what is needed for a size; warm what will be used again."""
+        pasts = [Past(size, waiting=True), Past(size)] if self._waiting and size else [Past(size)]
+        for past in pasts:
+            if self._stores.fill(past):
+                self._run(past)
 
-    def run(self, size: int) -> dict[str, Any]:
+    def run(self, size: int, other: int) -> dict[str, Any]:
         """Measure a size once, with new people among those that the store knows."""
+        if self._waiting:
+            return self._run(Past(size, waiting=True) if size else Past(other))
+        return self._run(Past(size))
+
+    def _run(self, past: Past) -> dict[str, Any]:
         bodies = (job.an_event(new_person(number)) for number in self._numbers)
         fill_queue(self._site, bodies, self._events, empty_before=True)
         on_server = self.store == "postgresql"
-        with self._stores.take(Past(size, self._waiting)) as store:
+        with self._stores.take(past) as store:
             return Passage(self._site, store, self._rulebook, on_server=on_server).measure(self._events)
