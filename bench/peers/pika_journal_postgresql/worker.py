@@ -36,15 +36,18 @@ CREATE TABLE IF NOT EXISTS ledger (
     outcome text NOT NULL, message_id text, at timestamptz NOT NULL
 );
 """
-UPSERT = """
-INSERT INTO contacts (account_key, msisdn, name, updated_at)
-SELECT account_key, msisdn, name, %s FROM unnest(%s::text[], %s::text[], %s::text[]) AS new (account_key, msisdn, name)
-ON CONFLICT (account_key, msisdn) DO UPDATE SET name = excluded.name, updated_at = excluded.updated_at
-"""
-RECORD = """
+# Both tables in one statement: it is a transaction by itself, and one round trip.
+WRITE = """
+WITH upserted AS (
+    INSERT INTO contacts (account_key, msisdn, name, updated_at)
+    SELECT account_key, msisdn, name, %(now)s
+    FROM unnest(%(accounts)s::text[], %(msisdns)s::text[], %(names)s::text[]) AS new (account_key, msisdn, name)
+    ON CONFLICT (account_key, msisdn) DO UPDATE SET name = excluded.name, updated_at = excluded.updated_at
+)
 INSERT INTO ledger (event_id, step, outcome, message_id, at)
-SELECT event_id, step, outcome, message_id, %s
-FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[]) AS new (event_id, step, outcome, message_id)
+SELECT event_id, step, outcome, message_id, %(now)s
+FROM unnest(%(event_ids)s::text[], %(steps)s::text[], %(outcomes)s::text[], %(message_ids)s::text[])
+    AS new (event_id, step, outcome, message_id)
 """
 log = logging.getLogger("worker")
 
@@ -130,12 +133,18 @@ class Journal:
         # In order of their keys: two workers then never wait for each other's contacts crosswise.
         keys = sorted(names)
         accounts, msisdns = zip(*keys, strict=True)
-        upsert = (now, list(accounts), list(msisdns), [names[key] for key in keys])
-        record = (now, *map(list, zip(*ledger, strict=True)))
-        store = self.store
-        with store.pipeline(), store.transaction():  # all in one round trip
-            store.execute(UPSERT, upsert, prepare=True)
-            store.execute(RECORD, record, prepare=True)
+        event_ids, steps, outcomes, message_ids = map(list, zip(*ledger, strict=True))
+        values = {
+            "now": now,
+            "accounts": list(accounts),
+            "msisdns": list(msisdns),
+            "names": [names[key] for key in keys],
+            "event_ids": event_ids,
+            "steps": steps,
+            "outcomes": outcomes,
+            "message_ids": message_ids,
+        }
+        self.store.execute(WRITE, values, prepare=True)
 
 
 class Worker:
