@@ -230,6 +230,8 @@ def _measure(
     results: Results,
     growing: tuple[Sequence[str], Mapping[str, Sequence[int]]],
 ) -> None:
+    if (earlier := results.document["commit"]) and earlier != machine.commit():
+        say(f"The earlier results are of {earlier}, and this is {machine.commit()}: they should not be mixed.")
     results.describe(
         commit=machine.commit(), options={**vars(options)}, machine=machine.described(folder),
         versions=machine.versions(),

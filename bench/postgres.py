@@ -46,6 +46,7 @@ class SharedBench(Bench):
         self.environ["DISPATCHER_STORE"] = self.store
 
     def count(self, rows: str) -> int:
+        """How many rows of a kind the store has."""
         with psycopg.connect(self.store) as connection:
             return int(connection.execute(f"SELECT count(*) FROM {rows}").fetchone()[0])  # type: ignore[index]
 

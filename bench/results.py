@@ -26,7 +26,7 @@ class Results:
         self.file = file
         self.document: dict[str, Any] = {
             "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **dict.fromkeys(("commit",), ""),
+            "commit": "",
             **{name: {} for name in ("options", "machine", "versions")},
             **{name: [] for name in ("contestants", "missing", *MEASURES, SERIES)},
             **(earlier or {}),
@@ -38,10 +38,9 @@ class Results:
         return cls(file, {**json.loads(earlier.read_text("utf-8")), "missing": []})
 
     def describe(self, **told: Any) -> None:
-        """Say when, what and on what; what an earlier run said of the same stays, and versions come together."""
-        for name, value in told.items():
-            earlier = self.document[name]
-            self.document[name] = {**earlier, **value} if name == "versions" else earlier or value
+        """Say what is measured and on what; versions come together, of the rest the latest stays."""
+        told["versions"] = {**self.document["versions"], **told.get("versions", {})}
+        self.document.update(told)
         self.save()
 
     def enter(self, contestant: Contestant, order: Iterable[str], versions: Mapping[str, str]) -> None:
@@ -59,9 +58,7 @@ class Results:
 
     def has(self, measure: str, contestant: Contestant, number: int) -> bool:
         """Whether somebody's row of a round is there."""
-        return any(
-            row["contestant"] == contestant.name and row["round"] == number for row in self.document[measure]
-        )  # fmt: skip
+        return (contestant.name, number) in {(row["contestant"], row["round"]) for row in self.document[measure]}
 
     def add(self, measure: str, row: Row) -> None:
         """Add a row."""
