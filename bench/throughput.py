@@ -108,5 +108,5 @@ class _Run:
 
 def _pause(so_far: float, share: float) -> float:
     """Return how long to wait before looking again: a look takes the broker's time, but the end must be seen."""
-    ahead = so_far * (1 - share) / share if share else 0.0
+    ahead = so_far * (1 - share) / share if share else 0.1
     return min(0.05, max(0.005, ahead / 4))
