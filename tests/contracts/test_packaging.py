@@ -159,11 +159,11 @@ def test_the_compose_file_with_a_database_opens_nothing_and_names_what_there_is(
     assert {secret["file"] for secret in WITH_POSTGRES["secrets"].values()} == {"./secrets/store_password"}
 
 
-def test_the_makefile_runs_scripts_that_exist():
-    scripts = re.findall(r"bin/python (\S+\.py)", MAKEFILE)
+def test_the_makefile_runs_a_benchmark_that_exists():
+    packages = re.findall(r"\.venv/bin/python -m (bench\S*)", MAKEFILE)
 
-    assert scripts
-    assert [script for script in scripts if not (ROOT / script).exists()] == []
+    assert packages
+    assert [package for package in packages if not (ROOT / package / "__main__.py").exists()] == []
 
 
 def test_ci_runs_one_of_the_two_commands_of_the_readme():
