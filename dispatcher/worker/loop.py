@@ -25,6 +25,7 @@ from dispatcher.worker.calls import Calls
 from dispatcher.worker.control import ControlServer, WorkerStopping
 from dispatcher.worker.guard import EXIT_RESTART, CrashGuard, Watchdog
 from dispatcher.worker.inbox import Inbox
+from dispatcher.worker.pace import Pace
 from dispatcher.worker.recovery import Recovery
 from dispatcher.worker.remarks import Remarks
 from dispatcher.worker.room import Room
@@ -71,6 +72,7 @@ class Worker:
         self._store = store
         self._clock = clock or store.clock
         self._wakeup = Wakeup()
+        self._pace = Pace(self._clock, self._wakeup)
         self._signals = Signals(self._wakeup, lifeline=lifeline)
         self._membership: Membership | None = None
         if settings.store_kind == "postgresql":
@@ -174,6 +176,7 @@ class Worker:
     def _loop(self, *, drain: bool) -> int:
         stopping_since: float | None = None
         while True:
+            self._pace.rest(hurried=self._inbox.has_publishing)
             if self._signals.stops and stopping_since is None:
                 stopping_since = self._clock.monotonic()
                 # A call that starts now may outlast the patience of whoever asked, and then nobody knows its outcome.
@@ -185,8 +188,10 @@ class Worker:
             if self._calls.exhausted:
                 log.error("calls.exhausted", threads=self._settings.call_threads, exit_code=EXIT_RESTART)
                 return EXIT_RESTART
+            began = self._clock.monotonic()
             worked = self._turn(stopping=stopping_since is not None, drain=drain)
             if worked:
+                self._pace.began(began)
                 if self._membership is not None:
                     self._membership.goes_on()
                 continue

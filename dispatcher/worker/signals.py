@@ -7,6 +7,7 @@ import select
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Final
 
@@ -33,6 +34,12 @@ class Wakeup:
         """Sleep until `set` is called or the descriptor `also` has something to read, at most `seconds`."""
         ready, _, _ = select.select([self._read] if also is None else [self._read, also], [], [], seconds)
         if self._read in ready:
+            os.read(self._read, 4096)
+
+    def rest(self, seconds: float) -> None:
+        """Sleep for so long, and forget what was set until then: whoever rests looks at everything afterwards."""
+        time.sleep(seconds)
+        with suppress(BlockingIOError):
             os.read(self._read, 4096)
 
     def close(self) -> None:
