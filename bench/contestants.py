@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import tomllib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ class Entry(Protocol):
 
 
 @dataclass(kw_only=True)
-class Contestant:
+class Contestant(ABC):
     """What the table tells of everybody, and where its events and texts are."""
 
     name: str
@@ -73,9 +74,9 @@ class Contestant:
                 raise Unavailable(str(missing)) from None
         return {}
 
+    @abstractmethod
     def enter(self, site: Site) -> Entry:
         """Come to a site, with what has to be there before the worker."""
-        raise NotImplementedError
 
     def capture(self, lab: Lab, events: int) -> Sequence[Message] | None:
         """Return the first events as its own client publishes them; None when it takes plain JSON."""
@@ -176,7 +177,6 @@ class Peer(Contestant):
     def read(cls, folder: Path) -> Self:
         """Read a peer.toml."""
         told: dict[str, Any] = tomllib.loads((folder / "peer.toml").read_text())
-        stores = [value for value in told.get("environ", {}).values() if "{store_url}" in value]
         stores = [value for value in told.get("environ", {}).values() if "{store_url}" in value]
         told["needs_database"] = bool(stores) or folder.name.endswith("_postgresql")
         if told["kind"] == OUTSIDE:  # it measures itself, and no ratio is taken

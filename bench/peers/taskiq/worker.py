@@ -84,8 +84,7 @@ async def disconnect(_: TaskiqState) -> None:
 
 @texts.task(task_name="send_sms")
 async def send_sms(message_id: str, to_addr: str, content: str) -> None:
-    """Send a text: the work of another worker, which is not part of this job."""
-    raise NotImplementedError
+    """For the transport that listens to sms.outbound; no worker runs it here."""
 
 
 @broker.task(task_name="on_event")
