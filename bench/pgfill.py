@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from typing import Protocol
 
 import psycopg
 
@@ -57,30 +56,6 @@ FIRST = 1_000_000
 # Measured: what a filled store takes with its indexes, and how fast it is filled.
 BYTES_AN_EVENT = 3700
 EVENTS_A_SECOND = 10_000
-
-
-class Filled(Protocol):
-    """What has a database that workers run on."""
-
-    url: str
-
-    def publish(self, events: int, people: int, event_type: str = ..., /) -> float:
-        """Publish so many events of a type."""
-
-    def dispatch(self, *arguments: str) -> float:
-        """Run a verb."""
-
-
-def fill(site: Filled, count: int, days: int, *, waiting: bool = False, last: date | None = None) -> None:
-    """Add so many events with all that belongs to them, evenly over `days` days up to `last` (today, if None).
-
-    They are copies of one event that the worker brings to its end; with `waiting`, to its pause, and fall due over the
-    next 30 days.
-    """
-    event_type = "poll_started" if waiting else "poll_complete"
-    site.publish(100, 10_000_000, event_type)  # one alone would tell the planner that days are all different
-    site.dispatch("run", "--drain")
-    multiply(site.url, count, days, event_type, due=(0, 30) if waiting else None, last=last)
 
 
 def multiply(

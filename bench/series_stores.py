@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,14 +45,17 @@ class Past:
 class Stores(Protocol):
     """Makes filled stores, and gives them out."""
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """The kind of store, as the results name it."""
+        ...
 
     def fill(self, past: Past) -> bool:
         """Make the store of this past; return whether it will be used again. Raises NoRoom."""
         ...
 
-    def take(self, past: Past) -> Iterator[Store]:
-        """Give out a store with this past, for one run; a context manager."""
+    def take(self, past: Past) -> AbstractContextManager[Store]:
+        """Give out a store with this past, for one run."""
         ...
 
 
@@ -67,11 +70,11 @@ def environ_of(store: Store, rulebook: Path) -> Mapping[str, str]:
     }
 
 
-def _write_pattern(store: Store, folder: Path, past: Past, events: int) -> None:
+def write_pattern(store: Store, folder: Path, events: int, *, waiting: bool = False) -> None:
     """Have a worker bring events to their end, or to a wait."""
     rulebook, published = folder / "pattern.yaml", folder / "pattern.jsonl"
     text = job.rulebook(job.TO_OUTBOX)
-    if past.waiting:
+    if waiting:
         text = text.replace("      - handler: send_sms", f"      - wait: {DUE[0]}d\n      - handler: send_sms")
     rulebook.write_text(text)
     # No people of these come again: archived numbers are odd, those of new people too far from the end.
@@ -98,7 +101,7 @@ class SqliteStores:
         folder = self._new_folder()
         path = folder / "store.db"
         if past.count:
-            _write_pattern(SqliteFile(path), folder, past, 1)
+            write_pattern(SqliteFile(path), folder, 1, waiting=past.waiting)
             fill_sqlite.fill(path, past.count, DAYS, waiting=past.waiting)
         self._made[past] = path
         return bool(past.count) and path.stat().st_size > COPIED_BYTES
@@ -140,7 +143,7 @@ class PostgresStores:
         url = databases.create()
         self._stack.callback(databases.drop, url)
         if past.count:
-            _write_pattern(PostgresDatabase(url), self._folder, past, PATTERNS)
+            write_pattern(PostgresDatabase(url), self._folder, PATTERNS, waiting=past.waiting)
             pgfill.multiply(url, past.count, DAYS, "poll_complete", due=DUE if past.waiting else None)
         self._made[past] = url
         return self._is_large(url)
