@@ -1,7 +1,8 @@
 """Measure ours and its peers side by side, on one broker and in one run: they take turns within each round.
 
 So whatever else the machine does falls on all of them, and ratios are taken within a round. Everything is private and
-temporary: the broker, PostgreSQL, their folders. Results are written after every row; Ctrl-C ends all that was started.
+temporary: the broker, PostgreSQL, their folders. Results are written after every row; Ctrl-C and SIGTERM end all that
+was started.
 
     python -m bench --quick --only ours-sqlite,pika_loop,pika_journal
     python -m bench --measures throughput --rounds 3 --json found.json
@@ -12,17 +13,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from bench import latency, machine, series, startup, table, throughput
 from bench.contestants import Contestant, Feed, choose
+from bench.ending import temporary_folder
 from bench.environments import ROOT, Unavailable
 from bench.processes import ContestantFailed
 from bench.results import MEASURES, SERIES, Results
@@ -102,8 +103,10 @@ class Benchmark:
 
     def grow(self, names: Sequence[str], sizes: Mapping[str, Sequence[int]]) -> None:
         """Measure what an event costs as things grow."""
-        for row in series.measure(self._lab, names, self._options.rounds, sizes):
-            self._results.add(SERIES, row)
+        # An end may come while a row is written: then, too, a series takes away what it has made.
+        with closing(series.measure(self._lab, names, self._options.rounds, sizes)) as rows:
+            for row in rows:
+                self._results.add(SERIES, row)
 
     def _miss(self, one: Contestant, why: str) -> None:
         self._results.miss(one, why)
@@ -180,21 +183,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return given
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM leave by the same way as Ctrl-C: what was started is ended."""
-
-    def leave(number: int, _frame: object) -> NoReturn:
-        signal.signal(number, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def main() -> None:
     """Measure, print the table, write the results."""
     given = parse()
@@ -206,12 +194,10 @@ def main() -> None:
     results = Results.resumed(given.resume, file) if given.resume else Results(file)
     options = Options(given.measures, given.rounds, given.events, given.rate, given.seconds)
     try:
-        with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as folder:
-            _measure(Path(folder), contestants, options, results, _series(given.series))
+        with temporary_folder(parent) as folder:
+            _measure(folder, contestants, options, results, _series(given.series))
     except NoRabbit as missing:
         raise SystemExit(str(missing)) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     finally:
         print("\n".join(table.lines(results.document)))
         print(f"Results: {file}")
