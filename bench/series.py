@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,7 +56,7 @@ def measure(
     *,
     events: int = EVENTS,
     tell: Say = say,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """Yield the rows of these series; `archive` and `timers` are on both stores, `archive-sqlite` and so on on one.
 
     A size that does not fit on the disk is left out, as is what failed; `tell` hears why.
@@ -105,7 +105,7 @@ def _pairs(subject: Subject, series: str, sizes: Sequence[int], rounds: int, tel
     if not there:
         return
     base, *others = there
-    couples = [(base, other) for other in others] or [(base,)]
+    couples: list[tuple[int, ...]] = [(base, other) for other in others] or [(base,)]
     for number, couple in enumerate(couple for _ in range(rounds) for couple in couples):
         # By rounds and by sizes, for each size has to be first as often as its base.
         order = -1 if (number // len(couples) + number % len(couples)) % 2 else 1
@@ -131,7 +131,7 @@ def _subject(series: str, store: str, lab: Lab, stack: ExitStack, events: int) -
     if series in ("backlog", "drained"):
         return Backlog(lab, stack, events, whole=series == "drained")
     site = stack.enter_context(lab.site(series))
-    stores = SqliteStores(site.folder) if store == "sqlite" else PostgresStores(lab, site.folder, stack)
+    stores: Stores = SqliteStores(site.folder) if store == "sqlite" else PostgresStores(lab, site.folder, stack)
     return Pasts(site, stores, events, waiting=series == "timers")
 
 

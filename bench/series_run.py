@@ -13,13 +13,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pika
-
 from bench.contestants import SCRIPT
 from bench.ours import Store
 from bench.processes import ContestantFailed, Launch, Running, started
 from bench.series_stores import environ_of
-from bench.site import QUEUES, Site
+from bench.site import QUEUES, Site, plain_json
 
 # Reading a hundred thousand chains comes before the first text.
 START_PATIENCE = 600.0
@@ -27,7 +25,7 @@ SLOWEST = 200.0  # events/s
 POLL_SECONDS = 0.01
 FILL_PATIENCE = 900.0
 STALLED_SECONDS = 5.0
-PERSISTENT = pika.BasicProperties(delivery_mode=2, content_type="application/json")
+PERSISTENT = plain_json()
 
 INCOMING, OUTGOING = QUEUES
 
