@@ -118,8 +118,13 @@ class Results:
         return max(speeds, key=speeds.__getitem__, default=None)
 
     def distinct(self, measure: str, field: str) -> list[Any]:
-        """Return the different values that a field has over all runs of a measure."""
-        return sorted({row[field] for row in self.document.get(measure, ()) if row.get(field) is not None})
+        """Return the different values that a field has over all runs of a measure.
+
+        Without those of contestants outside the job: they measure themselves, by figures of their own.
+        """
+        outside = {each["name"] for each in self.contestants(OUTSIDE)}
+        rows = [row for row in self.document.get(measure, ()) if row["contestant"] not in outside]
+        return sorted({row[field] for row in rows if row.get(field) is not None})
 
     def lines(self, series: str) -> list[Line]:
         """Return what each set-up did in a series."""

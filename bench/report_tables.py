@@ -147,7 +147,8 @@ def setups(results: Results) -> str:
 def outside(each: Row, results: Results) -> str:
     """Write what was measured of one that does another job."""
     found = {
-        "events/s": extremes(results.spread("throughput", each["name"], "events_per_second")),
+        "events": middle(results.spread("throughput", each["name"], "events"), "{:,.0f}".format),
+        "events/s": extremes(results.spread("throughput", each["name"], "events_per_second"), number),
         "s of processor for 1,000 events": middle(results.spread("throughput", each["name"], "cpu_us"), seconds),
         "MB": highest(results.spread("throughput", each["name"], "peak_mb"), "{:,.0f}".format),
     }

@@ -10,8 +10,6 @@ from bench.report import BadRemarks, page, read_remarks
 from bench.report_bars import verdicts
 from bench.report_figures import Results
 
-ROUNDS = 3
-
 
 def a_contestant(name, kind="ours", **more):
     return {"name": name, "title": name.title(), "kind": kind, "queue_type": "quorum", "note": "", **more}
@@ -124,6 +122,16 @@ def test_no_figures_at_all_still_make_a_page():
 
     assert "not measured" in text
     assert "## As things grow" not in text
+
+
+def test_events_and_rounds_are_of_those_who_do_the_job_and_who_does_not_tells_its_own():
+    document = results(SPEEDS | {"other": [2.15]}, KINDS | {"other": "outside"})
+    document["throughput"][-1].update(events=20, round=7)
+
+    text = page(document, {})
+
+    assert "\n3 rounds of 20,000 events each;" in text
+    assert "- **Other**: 20 events, 2.15 events/s, " in text
 
 
 def test_what_is_missing_is_told_with_its_reason():
