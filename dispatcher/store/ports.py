@@ -81,6 +81,10 @@ class Transaction(Reads, Protocol):
         """Make it durable: when this returns, it is synced to the disk."""
         ...
 
+    def together(self) -> AbstractContextManager[object]:
+        """Send what is written within the block to the store in one round trip, where there is one to make."""
+        ...
+
     def take_new(self, limit: int) -> list[StoredEvent]:
         """Return up to `limit` new events; accounts take turns, and each account's events come in their order."""
         ...

@@ -243,15 +243,19 @@ class Batches:
         """Record what the broker has told since the last batch, and claim what is due to be handed to it."""
         if self.consumer is not None:
             self.acked.update(self.consumer.surely_acked())
-            for epoch, tag in self.acked.items():
-                transaction.forget_acked(epoch, tag)
         # Others may wait to hear of them, so they are recorded when there is nothing else to record, too.
         told = bool(self.acked) and self._store.shared and self._clock.monotonic() >= self._next_telling
         if told:
             self._next_telling = self._clock.monotonic() + _TELL_EVERY
+        settled = int(told)
+        if self.acked or (self.relay is not None and self.relay.wants_turn()):
+            with transaction.together():
+                for epoch, tag in self.acked.items():
+                    transaction.forget_acked(epoch, tag)
+                if self.relay is not None:
+                    settled += self.relay.settle(transaction, room)
         if self.relay is None:
             return told
-        settled = self.relay.settle(transaction, room) + told
         return bool(self.relay.take_due(transaction, room) if due else 0) or settled > 0
 
     def _relayed(self) -> None:

@@ -191,7 +191,7 @@ class Worker:
             began = self._clock.monotonic()
             worked = self._turn(stopping=stopping_since is not None, drain=drain)
             if worked:
-                self._pace.began(began)
+                self._pace.worked(began)
                 if self._membership is not None:
                     self._membership.goes_on()
                 continue

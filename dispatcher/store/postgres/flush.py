@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from dispatcher.store.postgres.transaction import PostgresTransaction
 
 _outbox_columns = attrgetter(*OUTBOX_COLUMNS)
+# Up to so many events, runs and texts go in by a statement for each.
+_FEW: Final = 24
 _STEP_KEY: Final = slice(0, 3)  # run_seq, position, attempt
 _FIRST_OF_STEP: Final = 5  # the columns before this index are those of the first row written of an attempt
 
@@ -65,21 +67,32 @@ class _Flush:
         self._cursor = transaction.connection.cursor()
         self._store = store
         self._worker = store.lease.number
+        self._few = False
 
     def run(self, changes: Changes) -> None:
+        """Write it all; few rows in one round trip, which is what a small batch waits for. COPY cannot share one."""
+        self._few = len(changes.events) + len(changes.new_runs) + len(changes.messages) <= _FEW
+        if not self._few:
+            self._write(changes)
+            return
+        with self._transaction.together():
+            self._write(changes)
+            self._transaction.ask_for_proof()
+
+    def _write(self, changes: Changes) -> None:
         execute = self._connection.execute
         chains = [chain for digest, chain in sorted(changes.chains.items()) if digest not in self._store.known_chains]
         if chains:
             first_used = changes.new_runs[0].started_at if changes.new_runs else ""
             for chain in chains:
                 execute(sql.INSERT_CHAIN, (chain.digest, chain.name, chain.text, first_used))
-        self._copy(sql.COPY_EVENTS, changes.events.values())
-        self._copy(sql.COPY_EVENT_IDS, sorted(changes.event_ids))
+        self._add(sql.INTO_EVENTS, changes.events.values())
+        self._add(sql.INTO_EVENT_IDS, sorted(changes.event_ids))
         self._by_day(
             sql.UPDATE_EVENT_STATES, (*sql.EVENT_STATE_COLUMNS, "seq"),
             ((row[-1], row[:-1]) for row in sorted(changes.event_states, key=_seq_of)),
         )  # fmt: skip
-        self._copy(sql.COPY_RUNS, (rows.fixed_columns(run) + self._changing(run) for run in changes.new_runs))
+        self._add(sql.INTO_RUNS, (rows.fixed_columns(run) + self._changing(run) for run in changes.new_runs))
         if changes.changed_runs:
             self._change_runs(changes.changed_runs)
         self._by_day(
@@ -95,14 +108,14 @@ class _Flush:
         self._write_opt_outs(changes.opt_outs)
         self._write_messages(changes)
         self._move_messages(changes.message_states)
-        self._copy(
-            sql.COPY_OUTBOX,
+        self._add(
+            sql.INTO_OUTBOX,
             ((*_outbox_columns(row), self._worker if row.state == "sending" else None) for row in changes.outbox),
         )
         for epoch, tag in sorted(changes.acked.items()):
             execute(sql.FORGET_ACKED, (epoch, tag))
         self._remember(changes.unacked)
-        self._copy(sql.COPY_DEAD_LETTERS, changes.dead_letters)
+        self._add(sql.INTO_DEAD_LETTERS, changes.dead_letters)
 
     def _changing(self, run: Run) -> tuple[Any, ...]:
         return (*rows.changing_columns(run), self._worker if run.state == "running" else None)
@@ -132,7 +145,7 @@ class _Flush:
         if not merged:
             return
         new = {run.seq for run in changes.new_runs}
-        self._copy(sql.COPY_STEPS, (row for row in merged.values() if row[0] in new))
+        self._add(sql.INTO_STEPS, (row for row in merged.values() if row[0] in new))
         self._upsert(sql.UPSERT_STEPS, [merged[key] for key in sorted(merged) if key[0] not in new], STEP_COLUMNS)
 
     def _write_opt_outs(self, opt_outs: Mapping[tuple[str, str], tuple[str, str] | None]) -> None:
@@ -155,7 +168,7 @@ class _Flush:
             # The day in its id rather than that of the writing: whoever knows the id knows the partition.
             row = (*row[:-1], day_of(message_id) or row[-1])
             (fresh if entry[2] in new else known).append(row)
-        self._copy(sql.COPY_MESSAGES, fresh)
+        self._add(sql.INTO_MESSAGES, fresh)
         self._upsert(sql.UPSERT_MESSAGES, known, MESSAGE_COLUMNS)
 
     def _move_messages(self, states: Sequence[tuple[str | None, str | None, str | None, str]]) -> None:
@@ -187,12 +200,16 @@ class _Flush:
 
     # How rows go in.
 
-    def _copy(self, statement: str, new: Iterable[Sequence[Any]]) -> None:
+    def _add(self, into: sql.Rows, new: Iterable[Sequence[Any]]) -> None:
         new = list(new)
-        if new:
-            with self._cursor.copy(statement) as copy:
-                for row in new:
-                    copy.write_row(row)
+        if not new:
+            return
+        if self._few:
+            self._cursor.executemany(into.insert, new)
+            return
+        with self._cursor.copy(into.copy) as copy:
+            for row in new:
+                copy.write_row(row)
 
     def _upsert(self, statement: str, changed: Iterable[Sequence[Any]], columns: Sequence[str]) -> None:
         documents = [dict(zip(columns, row, strict=True)) for row in changed]

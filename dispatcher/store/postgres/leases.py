@@ -70,17 +70,24 @@ class Lease:
 
         Raises LeaseLost. Without a lease, as for a command, there is nothing to prove.
         """
+        return self.told(self.ask(connection))
+
+    def ask(self, connection: psycopg.Connection[Any]) -> psycopg.Cursor[Any]:
+        """Ask for the proof within a transaction; `told` reads the answer."""
         if self.number is None:
-            row = connection.execute(sql.TRANSACTION).fetchone()
-        else:
-            # Before the server looks: should this process be frozen from here on, it is later than it says.
-            self._proven_at = _now()
-            row = connection.execute(sql.PROVE, (self.number,)).fetchone()
-            if row is None:
-                raise LeaseLost(
-                    "this worker was silent for so long that another one has taken its work over.",
-                    hint="It ends, to be started again; nothing that it had in hand was lost.",
-                )
+            return connection.execute(sql.TRANSACTION)
+        # Before the server looks: should this process be frozen from here on, it is later than it says.
+        self._proven_at = _now()
+        return connection.execute(sql.PROVE, (self.number,))
+
+    def told(self, answer: psycopg.Cursor[Any]) -> str | None:
+        """Read what the server said to `ask`; see `prove`."""
+        row = answer.fetchone()
+        if row is None and self.number is not None:
+            raise LeaseLost(
+                "this worker was silent for so long that another one has taken its work over.",
+                hint="It ends, to be started again; nothing that it had in hand was lost.",
+            )
         return None if row is None else row[0]
 
     def proven(self) -> None:

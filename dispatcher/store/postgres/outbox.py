@@ -98,7 +98,7 @@ class PostgresOutbox:
         execute = self._connection.execute
         # The run first, as people's verbs take them: in one order, nobody waits for each other.
         execute(sql.LOCK_RUNS, ([row.run_id],))
-        if execute(sql.HOLD_OUTBOX, (reason, row.seq)).rowcount == 0:
+        if execute(sql.HOLD_OUTBOX, (reason, row.seq)).fetchone() is None:
             return False
         self._text_becomes("held", reason, row.message_id)
         execute(sql.HOLD_DONE_RUN, (f"{row.step}: unknown: {reason}", row.run_id))
@@ -108,7 +108,7 @@ class PostgresOutbox:
 
     def give_up(self, row: OutboxRow, reason: str, now: datetime) -> bool:
         """Drop a row whose fate nobody knows; its text counts as failed. Return whether there was such a row."""
-        if self._connection.execute(sql.DELETE_OUTBOX, ([row.seq],)).rowcount == 0:
+        if self._connection.execute(sql.DELETE_OUTBOX, ([row.seq],)).fetchone() is None:
             return False
         self._text_becomes("failed", reason, row.message_id)
         self._letter(row, f"step {row.step}: {reason}; `on_unknown: fail` gave it up", now)

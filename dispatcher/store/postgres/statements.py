@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from dispatcher.engine.records import (
     CONTACT_COLUMNS,
@@ -47,8 +47,18 @@ def _names(columns: Sequence[str], prefix: str = "") -> str:
     return ", ".join(f'{prefix}"{column}"' for column in columns)
 
 
-def _copy(table: str, columns: Sequence[str]) -> str:
-    return f"COPY {table} ({_names(columns)}) FROM STDIN"
+class Rows(NamedTuple):
+    """How rows that are surely new go into a table: many, and few of them that share a round trip with others."""
+
+    copy: str
+    insert: str
+
+
+def _into(table: str, columns: Sequence[str]) -> Rows:
+    return Rows(
+        f"COPY {table} ({_names(columns)}) FROM STDIN",
+        f"INSERT INTO {table} ({_names(columns)}) VALUES ({', '.join(['%s'] * len(columns))})",  # noqa: S608
+    )
 
 
 def _rows(columns: Sequence[str]) -> str:
@@ -136,19 +146,19 @@ KEEP_CHANNELS = "DELETE FROM channels WHERE worker = %s AND epoch <> ALL(%s)"
 
 # Writing, in the order of the flush.
 INSERT_CHAIN = "INSERT INTO chains (digest, name, text, first_used_at) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
-COPY_EVENTS = _copy("events", EVENT_COLUMNS)
-COPY_EVENT_IDS = _copy("event_ids", EVENT_ID_COLUMNS)
+INTO_EVENTS = _into("events", EVENT_COLUMNS)
+INTO_EVENT_IDS = _into("event_ids", EVENT_ID_COLUMNS)
 EVENT_STATE_COLUMNS = ("state", "rulebook_digest", "conversation_type", "subject", "note")
 UPDATE_EVENT_STATES = _update("events", EVENT_STATE_COLUMNS, ("seq",))
 RUN_WRITTEN = (*RUN_COLUMNS, "lease_token")
-COPY_RUNS = _copy("runs", RUN_WRITTEN)
+INTO_RUNS = _into("runs", RUN_WRITTEN)
 RUN_CHANGING = RUN_WRITTEN[RUN_FIXED:]
 UPDATE_RUNS = _update("runs", RUN_CHANGING, ("seq",))
 UNBOUND_COLUMNS = ("state", "error", "finished_at")
 UPDATE_UNBOUND_RUNS = _update("runs", UNBOUND_COLUMNS, ("seq",)).replace(
     "UPDATE runs t SET ", "UPDATE runs t SET due_at = NULL, lane = '', "
 )
-COPY_STEPS = _copy("steps", STEP_COLUMNS)
+INTO_STEPS = _into("steps", STEP_COLUMNS)
 UPSERT_STEPS = _upsert(
     "steps",
     STEP_COLUMNS,
@@ -158,7 +168,7 @@ UPSERT_STEPS = _upsert(
 UPSERT_CONTACTS = _upsert("contacts", CONTACT_COLUMNS, ("account_key", "msisdn"), CONTACT_COLUMNS[3:])
 INSERT_OPT_OUT = "INSERT INTO opt_outs (account_key, msisdn, reason, at) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
 DELETE_OPT_OUT = "DELETE FROM opt_outs WHERE account_key = %s AND msisdn = %s"
-COPY_MESSAGES = _copy("messages", MESSAGE_COLUMNS)
+INTO_MESSAGES = _into("messages", MESSAGE_COLUMNS)
 UPSERT_MESSAGES = _upsert(
     "messages",
     MESSAGE_COLUMNS,
@@ -173,8 +183,8 @@ UPDATE_MESSAGE_STATES = (
     "WHERE t.message_id = c.message_id AND t.received_on = '{day}'"
 )
 OUTBOX_WRITTEN = (*OUTBOX_COLUMNS, "lease_token")
-COPY_OUTBOX = _copy("outbox", OUTBOX_WRITTEN)
-COPY_DEAD_LETTERS = _copy("dead_letters", DEAD_LETTER_COLUMNS)
+INTO_OUTBOX = _into("outbox", OUTBOX_WRITTEN)
+INTO_DEAD_LETTERS = _into("dead_letters", DEAD_LETTER_COLUMNS)
 UPSERT_UNACKED = """
 INSERT INTO unacked (epoch, tag, batch, origin, queue, body_hash, event_id, received_on)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
@@ -351,7 +361,7 @@ DELETE_OUTBOX = "DELETE FROM outbox WHERE seq = ANY(%s) RETURNING seq"
 PUT_OFF_OUTBOX = (
     "UPDATE outbox SET state = 'ready', attempt = %s, not_before = %s, error = %s, lease_token = NULL WHERE seq = %s"
 )
-HOLD_OUTBOX = "UPDATE outbox SET state = 'held', error = %s, lease_token = NULL WHERE seq = %s"
+HOLD_OUTBOX = "UPDATE outbox SET state = 'held', error = %s, lease_token = NULL WHERE seq = %s RETURNING seq"
 TEXTS_SENT = (
     "UPDATE messages SET state = 'sent', error = NULL "
     "WHERE message_id = ANY(%s) AND state = 'queued' AND received_on = '{day}'"

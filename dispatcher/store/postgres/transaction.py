@@ -8,9 +8,9 @@ them is read, for there may be no row yet: a batch waits for contacts once, and 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from hashlib import blake2b
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -45,31 +45,46 @@ class PostgresTransaction:
         self.connection = connection
         self.outbox = PostgresOutbox(connection, store.lease.number)
         self._has_locked = False
+        # Contacts that came along with their locks, with what was asked for.
+        self._came_along: tuple[set[Key], dict[Key, Contact]] | None = None
+        # The lease's proof, when it was asked for along with something else.
+        self._proof: psycopg.Cursor[Any] | None = None
 
     def commit(self) -> None:
         """Make it durable: when this returns, it is synced to the disk. Raises LeaseLost where that is past."""
         failpoints.reach("batch.before_commit")
         if self._store.lease.number is None:
             self._execute(sql.NOTIFY)
-        self._store.session.commit(self._store.lease.prove(self.connection))
+        proof, self._proof = self._proof or self._store.lease.ask(self.connection), None
+        self._store.session.commit(self._store.lease.told(proof))
         self._store.lease.proven()
         failpoints.reach("batch.after_commit")
+
+    def together(self) -> AbstractContextManager[object]:
+        """Send what is executed within the block in one round trip. What is asked there is read after the block."""
+        return self.connection.pipeline()
+
+    def ask_for_proof(self) -> None:
+        """Ask for the proof of the lease that the commit needs, in a round trip that is made anyway."""
+        self._proof = self._store.lease.ask(self.connection)
 
     # Reads: see engine.ports.Reads.
 
     def lock_contacts(self, keys: Iterable[Key]) -> set[Key]:
         locks = {_lock_of(key): key for key in keys}
-        ordered = sorted(locks)
-        if not self._has_locked and self._store.waits:
-            self._has_locked = True
-            try:
-                self._execute(sql.LOCK_CONTACTS, (ordered,))
-            except psycopg.errors.LockNotAvailable:
-                self._store.wait_no_more()  # for one that is held for so long, everything else is not to wait
-                raise
-            return set()
+        waits = not self._has_locked and self._store.waits
         self._has_locked = True
-        return {locks[row[0]] for row in self._execute(sql.TRY_CONTACTS, (ordered,))}
+        try:
+            with self.together():
+                locked = self._execute(sql.LOCK_CONTACTS if waits else sql.TRY_CONTACTS, (sorted(locks),))
+                # Read once they are locked, as they are for this; each statement sees what is committed by then.
+                asked = self._ask_for_each(sql.CONTACTS, locks.values())
+        except psycopg.errors.LockNotAvailable:
+            self._store.wait_no_more()  # for one that is held for so long, everything else is not to wait
+            raise
+        found = {(account, row[1]): rows.contact(row) for account, cursor in asked for row in cursor}
+        self._came_along = (set(locks.values()), found)
+        return set() if waits else {locks[row[0]] for row in locked}
 
     def take_turns(self, queues: Mapping[str, bool]) -> None:
         # In one order, and before contacts are locked: else two that have both would wait for each other.
@@ -96,14 +111,18 @@ class PostgresTransaction:
         raise AssertionError("a queue that several workers consume has no order in which deliveries come again")
 
     def known_events(self, keys: Iterable[Key]) -> dict[Key, bytes]:
-        return self._by_account(sql.KNOWN_EVENTS, keys, itemgetter(1))
+        with self.together():
+            asked = self._ask_for_each(sql.KNOWN_EVENTS, keys)
+        return {(account, row[0]): row[1] for account, cursor in asked for row in cursor}
 
     def contacts(self, keys: Iterable[Key]) -> dict[Key, Contact]:
-        found = {}
-        for account, numbers in _grouped(keys).items():
-            for row in self._execute(sql.CONTACTS, (account, numbers)):
-                found[account, row[1]] = rows.contact(row)
-        return found
+        keys = set(keys)
+        came_along, self._came_along = self._came_along, None
+        if came_along is not None and came_along[0] == keys:
+            return came_along[1]
+        with self.together():
+            asked = self._ask_for_each(sql.CONTACTS, keys)
+        return {(account, row[1]): rows.contact(row) for account, cursor in asked for row in cursor}
 
     def contact_number(self, account_key: str, contact_key: str) -> str | None:
         row = self._one(sql.CONTACT_NUMBER, (account_key, contact_key))
@@ -111,9 +130,12 @@ class PostgresTransaction:
 
     def opt_outs(self, keys: Iterable[Key]) -> dict[Key, str]:
         keys = list(keys)
-        found: dict[Key, str] = self._by_account(sql.OPT_OUTS, keys, itemgetter(1))
-        # Another process may have erased somebody a moment ago, so the database is asked, not what was known here.
-        if (some := self._one(sql.SUPPRESSED_ANY)) is not None and some[0]:
+        with self.together():
+            asked = self._ask_for_each(sql.OPT_OUTS, keys)
+            # Another process may have erased somebody a moment ago, so the database is asked, not what was known here.
+            some = self._execute(sql.SUPPRESSED_ANY)
+        found: dict[Key, str] = {(account, row[0]): row[1] for account, cursor in asked for row in cursor}
+        if (row := some.fetchone()) is not None and row[0]:
             hashes = {self.hash_of(key): key for key in keys if key not in found}
             for row in self._execute(sql.SUPPRESSED, (list(hashes),)):
                 found[hashes[bytes(row[0])]] = ERASED
@@ -292,12 +314,9 @@ class PostgresTransaction:
             self._store.turns[name] = accounts[-1]
         return accounts
 
-    def _by_account(self, statement: str, keys: Iterable[Key], read: Callable[[Any], Any]) -> dict[Key, Any]:
-        return {
-            (account, row[0]): read(row)
-            for account, names in _grouped(keys).items()
-            for row in self._execute(statement, (account, names))
-        }
+    def _ask_for_each(self, statement: str, keys: Iterable[Key]) -> list[tuple[str, psycopg.Cursor[Any]]]:
+        """Ask for these keys, account by account; to be read once what is asked together was sent."""
+        return [(account, self._execute(statement, (account, names))) for account, names in _grouped(keys).items()]
 
     def _execute(self, statement: str, params: Any = None) -> psycopg.Cursor[Any]:
         return self.connection.execute(statement, params)

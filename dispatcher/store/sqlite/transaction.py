@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ _ACCOUNTS_A_TURN = 32
 # So many keys are asked for one by one: the query for many has to be handed all its places.
 _FEW = 8
 _outbox_columns = attrgetter(*OUTBOX_COLUMNS)
+_NOTHING = nullcontext()
 _ROWS_REFUSED = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
 
 
@@ -48,6 +50,10 @@ class SqliteTransaction:
         failpoints.reach("batch.before_commit")
         self._connection.execute("COMMIT")
         failpoints.reach("batch.after_commit")
+
+    def together(self) -> AbstractContextManager[object]:
+        """Do nothing: the store is in this process, and nothing travels."""
+        return _NOTHING
 
     # Reads: see engine.ports.Reads. There is no other writer whom anything would have to be kept from.
 

@@ -6,7 +6,7 @@ import select as select_module
 
 import pytest
 
-from dispatcher.worker.pace import INTERVAL, Pace
+from dispatcher.worker.pace import LONGEST, SHORTEST, Pace
 from dispatcher.worker.signals import Wakeup
 
 
@@ -49,18 +49,39 @@ def test_the_first_batch_begins_at_once(pace, rests):
     assert rests.seconds == []
 
 
-def test_the_batch_after_a_short_one_begins_an_interval_after_its_beginning(pace, clock, rests):
-    pace.began(clock.at)
-    clock.at += INTERVAL / 4
+def test_short_batches_begin_a_few_milliseconds_apart(pace, clock, rests):
+    began = clock.at
+    clock.at += SHORTEST / 4
+    pace.worked(began)
 
     pace.rest(hurried=False)
 
-    assert rests.seconds == [pytest.approx(INTERVAL * 3 / 4)]
+    assert rests.seconds == [pytest.approx(SHORTEST * 3 / 4)]
 
 
-def test_the_batch_after_a_long_one_begins_at_once(pace, clock, rests):
-    pace.began(clock.at)
-    clock.at += INTERVAL * 8
+def test_a_worker_whose_batches_take_longer_rests_for_as_long_as_it_worked(pace, clock, rests):
+    began = clock.at
+    clock.at += SHORTEST * 0.9
+    pace.worked(began)
+
+    pace.rest(hurried=False)
+
+    assert rests.seconds == [pytest.approx(SHORTEST * 0.9)]
+
+
+def test_the_batch_after_a_full_one_begins_at_once(pace, clock, rests):
+    began = clock.at
+    clock.at += LONGEST * 4
+    pace.worked(began)
+
+    pace.rest(hurried=False)
+
+    assert rests.seconds == []
+
+
+def test_a_worker_that_was_idle_begins_at_once(pace, clock, rests):
+    pace.worked(clock.at)
+    clock.at += 60
 
     pace.rest(hurried=False)
 
@@ -68,20 +89,20 @@ def test_the_batch_after_a_long_one_begins_at_once(pace, clock, rests):
 
 
 def test_whoever_waits_for_a_commit_is_not_kept_waiting(pace, clock, rests):
-    pace.began(clock.at)
+    pace.worked(clock.at)
 
     pace.rest(hurried=True)
 
     assert rests.seconds == []
 
 
-def test_a_clock_that_went_back_keeps_nobody_waiting_for_longer_than_an_interval(pace, clock, rests):
-    pace.began(clock.at)
+def test_a_clock_that_went_back_keeps_nobody_waiting_for_longer_than_the_longest_rest(pace, clock, rests):
+    pace.worked(clock.at)
     clock.at -= 60
 
     pace.rest(hurried=False)
 
-    assert rests.seconds == [INTERVAL]
+    assert rests.seconds == [LONGEST]
 
 
 def test_a_wake_up_from_before_the_end_of_a_rest_ends_no_later_sleep(mocker):
