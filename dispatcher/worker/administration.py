@@ -21,20 +21,34 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from dispatcher.errors import StoreInUse, StoreUnusable, UsageError
+from dispatcher.errors import DispatcherError, StoreInUse, StoreUnusable, UsageError
 from dispatcher.events.limits import Limits
 from dispatcher.worker.control import ControlClient, NoWorker, WorkerStopping
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from dispatcher.clock import Clock
     from dispatcher.engine.intake import Delivery, Receipt
     from dispatcher.store.operations import Changed, Operations
     from dispatcher.store.ports import Store
+    from dispatcher.worker.inbox import Inbox
 
 # How long another process may hold the store without answering: it is starting, stopping or publishing.
 _PATIENCE_SECONDS: Final = 15.0
 _PAUSE_SECONDS: Final = 0.05
+
+
+def answer(inbox: Inbox, store: Store, clock: Clock, *, limits: Limits) -> bool:
+    """Perform and answer every verb in the inbox, each in a transaction of its own; return whether there was one."""
+    answered = False
+    while (request := inbox.next_verb()) is not None:
+        answered = True
+        try:
+            request.reply(perform(store, request.verb, request.args, clock.now(), limits=limits))
+        except DispatcherError as error:
+            request.fail(error)
+    return answered
 
 
 def perform(

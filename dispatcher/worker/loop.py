@@ -19,7 +19,7 @@ from dispatcher.store.ports import Store
 from dispatcher.store.retention import Keep, Retention
 from dispatcher.store.sqlite.lock import slot_path, socket_path
 from dispatcher.telemetry import log
-from dispatcher.worker.administration import perform
+from dispatcher.worker.administration import answer
 from dispatcher.worker.batches import Batches
 from dispatcher.worker.calls import Calls
 from dispatcher.worker.control import ControlServer, WorkerStopping
@@ -258,16 +258,10 @@ class Worker:
         if stopping:
             self._inbox.refuse_all(WorkerStopping("the worker is stopping.", hint="Try again in a moment."))
             return False
-        worked = False
-        while (request := self._inbox.next_verb()) is not None:
-            worked = True
-            try:
-                result = perform(self._store, request.verb, request.args, self._clock.now(), limits=self._engine.limits)
-                request.reply(result)
-            except DispatcherError as error:
-                request.fail(error)
-            self._batches.count_anew()
-        return worked
+        if not answer(self._inbox, self._store, self._clock, limits=self._engine.limits):
+            return False
+        self._batches.count_anew()
+        return True
 
     def _check_room(self) -> None:
         """Pause the sources when there is no room for more; resume by itself."""
