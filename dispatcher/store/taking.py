@@ -8,17 +8,14 @@ table by `seq`; two that take them so never wait for each other. SQLite has one 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, Select, Table, func, select
 
+from dispatcher.store.retention import REOPENING
 from dispatcher.store.schema import events, runs
 
 Row = Mapping[str, Any]
-
-# Whoever may open again what has ended shares this advisory lock on PostgreSQL; what retention judges to be over stays
-# so until it is forgotten.
-REOPENING: Final = 0x64_72_65_74_02
 
 
 def may_reopen(connection: Connection) -> None:

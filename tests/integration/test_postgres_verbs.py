@@ -19,8 +19,7 @@ from dispatcher.errors import NotPossible, StoreUnusable
 from dispatcher.events.limits import Limits
 from dispatcher.store.postgres import partitions
 from dispatcher.store.postgres.store import PostgresStore
-from dispatcher.store.retention import Keep, Retention
-from dispatcher.store.taking import REOPENING
+from dispatcher.store.retention import REOPENING, Keep, Retention
 from dispatcher.worker.administration import Administrator, perform
 from tests.harness.waiting import wait_until
 from tests.unit.engine.conftest import emptied_databases, postgres_place, registry, world

@@ -17,8 +17,7 @@ import psycopg
 from dispatcher.errors import Contended
 from dispatcher.store.postgres import partitions
 from dispatcher.store.postgres.store import PostgresStore
-from dispatcher.store.retention import Keep
-from dispatcher.store.taking import REOPENING
+from dispatcher.store.retention import REOPENING, Keep
 
 _CHUNK: Final = 1000
 # Whoever forgets holds this advisory lock.
