@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dispatcher.store.postgres.transaction import PostgresTransaction
 
 _outbox_columns = attrgetter(*OUTBOX_COLUMNS)
-# Up to so many events, runs and texts go in by a statement for each.
+# Up to so many events, runs, texts and dead letters go in by a statement for each.
 _FEW: Final = 24
 _STEP_KEY: Final = slice(0, 3)  # run_seq, position, attempt
 _FIRST_OF_STEP: Final = 5  # the columns before this index are those of the first row written of an attempt
@@ -50,6 +50,8 @@ def flush(transaction: PostgresTransaction, store: PostgresStore, changes: Chang
             # No partition for its day: midnight has passed, or it is very old.
             store.ensure_partitions()
         raise _refused(error) from error
+    except errors.InvalidSqlStatementName:
+        raise  # no row's fault: the connection is of no use
     except (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError) as error:
         raise _refused(error) from error
     except (ValueError, OverflowError) as error:  # of the driver: text that is none, numbers beyond 64 bits
@@ -71,7 +73,8 @@ class _Flush:
 
     def run(self, changes: Changes) -> None:
         """Write it all; few rows in one round trip, which is what a small batch waits for. COPY cannot share one."""
-        self._few = len(changes.events) + len(changes.new_runs) + len(changes.messages) <= _FEW
+        new = (changes.events, changes.new_runs, changes.messages, changes.dead_letters)
+        self._few = sum(map(len, new)) <= _FEW
         if not self._few:
             self._write(changes)
             return

@@ -6,6 +6,7 @@ except for a commit whose answer was lost: that is settled by asking what became
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,9 @@ _CONTENTION: Final = (
     errors.LockNotAvailable,
     errors.UniqueViolation,
 )
+
+# The connection is of no use any more; the last is a statement that the driver takes for prepared and the server not.
+_BROKEN: Final = (psycopg.OperationalError, psycopg.InterfaceError, errors.InvalidSqlStatementName)
 
 Patience = Callable[[str], bool]
 Prepare = Callable[["psycopg.Connection[Any]"], None]
@@ -117,10 +121,16 @@ class Session:
         connection = self._connection
         if connection is None or connection.closed:
             return
-        if connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+        status = connection.info.transaction_status
+        if status == psycopg.pq.TransactionStatus.IDLE:
             return
         try:
-            connection.execute("ROLLBACK")
+            if status == psycopg.pq.TransactionStatus.INERROR:
+                # The driver's own rollback makes it forget what it has prepared: behind an error in a pipeline the
+                # server has skipped what the driver takes for prepared there.
+                connection.rollback()
+            else:
+                connection.execute("ROLLBACK")
         except psycopg.Error:
             self.close()
 
@@ -178,12 +188,14 @@ class Session:
             raise Contended(f"another process was faster: {said_by(error)}.") from error
         except psycopg.Error as error:
             # Whatever it was, the next one begins on a connection that is known to work.
-            if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+            if isinstance(error, _BROKEN):
                 self.close()
             raise unusable(self.shown, error) from error
 
     def _connect(self) -> psycopg.Connection[Any]:
         url = self._url()
+        # What it warns of at each error within a pipeline is told by that error.
+        logging.getLogger("psycopg").setLevel(logging.ERROR)
         connection = connect(
             url, autocommit=True, prepare_threshold=2, connect_timeout=_CONNECT_SECONDS, keepalives_idle=5,
             keepalives_interval=3, keepalives_count=3, tcp_user_timeout=_SILENCE_SECONDS * 1000,

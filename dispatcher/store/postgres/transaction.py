@@ -111,6 +111,9 @@ class PostgresTransaction:
         raise AssertionError("a queue that several workers consume has no order in which deliveries come again")
 
     def known_events(self, keys: Iterable[Key]) -> dict[Key, bytes]:
+        keys = list(keys)
+        if not keys:
+            return {}
         with self.together():
             asked = self._ask_for_each(sql.KNOWN_EVENTS, keys)
         return {(account, row[0]): row[1] for account, cursor in asked for row in cursor}

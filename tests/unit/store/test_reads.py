@@ -60,7 +60,9 @@ def test_contacts_of_few_keys_are_found_too(world, people):
 def test_contacts_that_are_locked_first_are_read_as_they_are(world, people):
     with world.store.transaction() as transaction:
         assert transaction.lock_contacts(people[:4]) == set()
-        assert transaction.contacts(people[4:8]).keys() == there(people[4:8], 2)
+        assert transaction.contacts(people[:4]).keys() == there(people[:4], 2)
+        assert transaction.lock_contacts(people[4:6]) == set()
+        assert transaction.contacts(people[4:8]).keys() == there(people[4:8], 2)  # more than were locked
         assert transaction.contacts(people[:4]).keys() == there(people[:4], 2)
 
 
