@@ -51,11 +51,6 @@ class Inbox:
             self._verbs.append(request)
         self._wake()
 
-    @property
-    def has_publishing(self) -> bool:
-        """Whether somebody waits for events to be committed."""
-        return bool(self._publishing)
-
     def next_publish(self) -> Publishing | None:
         """Return the next request to take events."""
         return self._publishing.popleft() if self._publishing else None

@@ -87,7 +87,7 @@ class Worker:
         )
         self._calls = Calls(threads=settings.call_threads, clock=self._clock, guard=self._guard, wake=self._wakeup.set)
         self._rulebooks = Rulebooks(plan, load=load, stored_text=store.chain_text, wake=self._wakeup.set)
-        self._inbox = Inbox(self._wakeup.set)
+        self._inbox = Inbox(self._pace.hurry)
         self._engine = Engine(
             plan=plan,
             chains=self._rulebooks.chains,
@@ -176,7 +176,7 @@ class Worker:
     def _loop(self, *, drain: bool) -> int:
         stopping_since: float | None = None
         while True:
-            self._pace.rest(hurried=self._inbox.has_publishing)
+            self._pace.rest()
             if self._signals.stops and stopping_since is None:
                 stopping_since = self._clock.monotonic()
                 # A call that starts now may outlast the patience of whoever asked, and then nobody knows its outcome.

@@ -8,6 +8,7 @@ network, the worker rests for as long as it has worked. docs/decisions/0006-shor
 
 from __future__ import annotations
 
+import threading
 from typing import Final
 
 from dispatcher.clock import Clock
@@ -27,18 +28,26 @@ class Pace:
         self._clock = clock
         self._wakeup = wakeup
         self._earliest = 0.0
+        self._hurried = threading.Event()
+
+    def hurry(self) -> None:
+        """Wake the worker from whatever it sleeps or rests for: somebody waits for its answer. Any thread."""
+        self._hurried.set()
+        self._wakeup.set()
 
     def worked(self, began: float) -> None:
         """Note that a batch, with something in it, that began at that time of the monotonic clock has ended."""
         took = self._clock.monotonic() - began
         self._earliest = began + max(SHORTEST, min(2 * took, LONGEST))
 
-    def rest(self, *, hurried: bool) -> None:
-        """Return when a batch may begin: at once if somebody is `hurried`, as whoever waits for a commit is.
+    def rest(self) -> None:
+        """Return when a batch may begin.
 
         What happened until then is not told by a wake-up any more: look at everything after this.
         """
         pause = self._earliest - self._clock.monotonic()
-        if pause > 0.0 and not hurried:
+        if pause > 0.0:
             # Never for longer than that, whatever became of the clock.
-            self._wakeup.rest(min(pause, LONGEST))
+            self._hurried.wait(min(pause, LONGEST))
+            self._wakeup.forget()
+        self._hurried.clear()

@@ -36,9 +36,8 @@ class Wakeup:
         if self._read in ready:
             os.read(self._read, 4096)
 
-    def rest(self, seconds: float) -> None:
-        """Sleep for so long, and forget what was set until then: whoever rests looks at everything afterwards."""
-        time.sleep(seconds)
+    def forget(self) -> None:
+        """Let what was set until now keep no sleep from beginning: whoever calls this looks at everything after it."""
         with suppress(BlockingIOError):
             os.read(self._read, 4096)
 

@@ -22,6 +22,7 @@ from dispatcher.worker.connections import OpenConnections, PinnedChains
 from dispatcher.worker.control import Request
 from dispatcher.worker.guard import CrashGuard
 from dispatcher.worker.loop import Worker
+from dispatcher.worker.pace import Pace
 from tests.unit.worker.conftest import Workshop
 
 TWO_CALLS = """
@@ -81,6 +82,13 @@ def test_drain_goes_on_when_the_calls_for_which_it_paused_are_done(workshop, mak
     assert "sources.resumed" in capfd.readouterr().err
     workshop.store = workshop.world.reopen()
     assert workshop.rows("runs", "state") == [("done",)] * 6
+
+
+def test_each_turn_begins_with_a_rest_from_the_last_batch_that_did_something(workshop, make_worker, mocker):
+    rest, worked = mocker.spy(Pace, "rest"), mocker.spy(Pace, "worked")
+    workshop.rules(TWO_CALLS).store_new({"event_id": "e1"})
+    assert make_worker(TWO_CALLS).run(drain=True) == 0
+    assert 2 <= worked.call_count < rest.call_count
 
 
 def test_stop_lets_no_further_call_start(workshop, make_worker):
