@@ -12,7 +12,6 @@ was started.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -127,22 +126,32 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def _series(texts: Sequence[str]) -> tuple[list[str], dict[str, list[int]]]:
-    """Read `chains=1,1000` or `chains`."""
-    sizes: dict[str, list[int]] = {}
-    names = []
-    for text in texts:
-        name, _, counts = text.partition("=")
-        names.append(name)
-        if counts:
-            sizes[name] = [int(count) for count in counts.split(",")]
-    return names or list(series.USUAL), sizes
+def _series(text: str) -> tuple[str, list[int]]:
+    """Read `chains=1,1000` or `chains`. Raises ArgumentTypeError."""
+    name, _, counts = text.partition("=")
+    if name not in series.NAMES:
+        raise argparse.ArgumentTypeError(f"there is no series {name}; there are {', '.join(series.NAMES)}")
+    if not all(count.isdecimal() for count in _names(counts)):
+        raise argparse.ArgumentTypeError(
+            f"the sizes of {name} are whole numbers with commas between them, not {counts}"
+        )
+    return name, [int(count) for count in _names(counts)]
+
+
+def _existing(text: str) -> Path:
+    """Read the name of something that is there. Raises ArgumentTypeError."""
+    if not (path := Path(text)).exists():
+        raise argparse.ArgumentTypeError(f"there is no {text}")
+    return path
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench",
+        description=__doc__,
+        epilog=f"Contestants: {', '.join(one.name for one in choose((), ()))}.\nSeries: {', '.join(series.NAMES)}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--only", type=_names, default=[], metavar="NAMES", help="contestants, by commas; all without it")
@@ -161,25 +170,29 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--series",
         nargs="+",
-        default=[],
+        type=_series,
+        default=[(name, []) for name in series.USUAL],
         metavar="NAME[=SIZES]",
         help="chains=1,1000 backlog ...; the usual without it",
     )
     add("--quick", action="store_true", help="2,000 events, one round, three seconds of latency, no series")
-    add("--folder", type=Path, help="where stores and servers have their files: on a disk")
+    add("--folder", type=_existing, help="where stores and servers have their files: on a disk")
     add("--json", type=Path, metavar="FILE", help="where the results go")
-    add("--resume", type=Path, metavar="FILE", help="earlier results, whose rows are not measured again")
+    add("--resume", type=_existing, metavar="FILE", help="earlier results, whose rows are not measured again")
     add("--write-docs", action="store_true", help="write docs/benchmarks.md with its plots")
     given = parser.parse_args(arguments)
     rounds, events, seconds = QUICK if given.quick else USUAL
-    given.rounds, given.events = given.rounds or rounds, given.events or events
-    given.seconds = given.seconds or seconds
+    for name, usual in (("rounds", rounds), ("events", events), ("seconds", seconds)):
+        if getattr(given, name) is None:
+            setattr(given, name, usual)
     if given.quick:
         given.measures = [name for name in given.measures if name != SERIES]
     if strange := set(given.measures) - {*MEASURES, SERIES}:
         parser.error(f"there is no measure {', '.join(sorted(strange))}")
     if given.events < 10 or given.rounds < 1 or given.rate < 1 or given.seconds <= latency.WARM_UP:
         parser.error(f"--events begin at 10, --rounds and --rate at 1, --seconds above {latency.WARM_UP}")
+    if given.write_docs and (given.quick or given.only or given.without) and not given.resume:
+        parser.error("--write-docs replaces the page of a whole run; a part of one goes into it with --resume")
     return given
 
 
@@ -195,12 +208,15 @@ def main() -> None:
     options = Options(given.measures, given.rounds, given.events, given.rate, given.seconds)
     try:
         with temporary_folder(parent) as folder:
-            _measure(folder, contestants, options, results, _series(given.series))
+            _measure(folder, contestants, options, results, dict(given.series))
     except NoRabbit as missing:
         raise SystemExit(str(missing)) from None
     finally:
         print("\n".join(table.lines(results.document)))
-        print(f"Results: {file}")
+        if given.json or any(results.document[name] for name in (*MEASURES, SERIES)):
+            print(f"Results: {file}")
+        else:
+            file.unlink(missing_ok=True)
     if given.write_docs:
         from bench import report  # noqa: PLC0415 - its plots need what other runs do not
 
@@ -214,7 +230,7 @@ def _measure(
     contestants: Sequence[Contestant],
     options: Options,
     results: Results,
-    growing: tuple[Sequence[str], Mapping[str, Sequence[int]]],
+    growing: Mapping[str, Sequence[int]],
 ) -> None:
     if (earlier := results.document["commit"]) and earlier != machine.commit():
         say(f"The earlier results are of {earlier}, and this is {machine.commit()}: they should not be mixed.")
@@ -222,13 +238,13 @@ def _measure(
         commit=machine.commit(), options={**vars(options)}, machine=machine.described(folder),
         versions=machine.versions(),
     )  # fmt: skip
-    if (load := os.getloadavg()[0]) > 0.5:
-        say(f"This machine is doing something else (load {load:.1f}): figures will be worse and less steady.")
+    if (busy := machine.busy()) > 0.1:
+        say(f"This machine is doing something else ({busy:.0%} of it): figures will be worse and less steady.")
     with Lab(folder) as lab:
         benchmark = Benchmark(lab, options, results)
         benchmark.run(benchmark.prepare(contestants))
         if SERIES in options.measures:
-            benchmark.grow(*growing)
+            benchmark.grow([*growing], {name: sizes for name, sizes in growing.items() if sizes})
         results.describe(versions=lab.versions())
 
 

@@ -33,6 +33,20 @@ def described(folder: Path) -> dict[str, object]:
     }
 
 
+def busy(seconds: float = 1.0) -> float:
+    """Return which share of all processors was taken in so many seconds from now."""
+    before = _processor_times()
+    time.sleep(seconds)
+    idle, total = (now - then for now, then in zip(_processor_times(), before, strict=True))
+    return 1 - idle / total
+
+
+def _processor_times() -> tuple[int, int]:
+    """Return the ticks in which a processor had nothing to do, and all of them; see proc(5), `cpu` in /proc/stat."""
+    ticks = [int(ticks) for ticks in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
+
+
 def _told(file: str, name: str) -> Iterator[str]:
     for line in Path(file).read_text().splitlines():
         key, _, value = line.partition(":")

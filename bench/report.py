@@ -151,7 +151,7 @@ def _growth(results: Results, after: Callable[[str], str]) -> list[str]:
 
 def _notes(results: Results) -> str:
     told = [each for each in results.document["contestants"] if each["kind"] != OUTSIDE and each.get("note")]
-    return "\n".join(_item(f"**{each['title']}**: {each['note']}") for each in told)
+    return "\n".join(_item(f"**{each['title']}** (`{each['name']}`): {each['note']}") for each in told)
 
 
 def _missing(results: Results) -> list[str]:

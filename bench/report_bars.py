@@ -116,11 +116,12 @@ def _within(line: Line, name: str) -> Verdict:
     if not costs:
         return Verdict("chains", what, WITHIN, UNKNOWN, None)
     worst = max(costs, key=lambda size: costs[size].middle)
-    cost, speed = costs[worst], line.to_base(worst, "events_per_second")
+    cost = costs[worst]
+    speeds = [found.middle for size in costs if (found := line.to_base(size, "events_per_second"))]
     told = f"{cost.middle:.2f}"
     told += f" ({cost.least:.2f} to {cost.most:.2f})" if cost.count > 1 else ""
     told += f" with {worst:,}"
-    told += f"; events/s {speed.middle:.2f}" if speed else ""
+    told += f"; of the events/s, at the least {min(speeds):.2f}" if speeds else ""
     return Verdict("chains", what, WITHIN, told, max(0.0, cost.middle / MOST - 1))
 
 
@@ -136,4 +137,6 @@ def _memory(results: Results) -> Iterator[Verdict]:
     for ours in (BASE, ON_POSTGRESQL):
         throughput = results.rounds("throughput", ours, "peak_mb").values()
         found = spread(throughput)
-        yield _judge("memory", f"peak memory, {_store(ours)}", UNDER, 100, found, unit=" MB", digits=0, worst=True)
+        yield _judge(
+            "memory", f"peak memory with one chain, {_store(ours)}", UNDER, 100, found, unit=" MB", digits=0, worst=True
+        )

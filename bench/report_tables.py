@@ -192,7 +192,7 @@ def bars(results: Results) -> str:
     rows = []
     for each in verdicts(results):
         side = "short" if each.asked.startswith(AT_LEAST) else "over"
-        told = NOTHING if each.short is None else "yes" if each.holds else f"**no**, {100 * each.short:.1f} % {side}"
+        told = NOTHING if each.short is None else "yes" if each.holds else f"**no**, {100 * each.short:.0f} % {side}"
         rows.append([each.what, each.asked, each.measured, told])
     return table(head, rows)
 

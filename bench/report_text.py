@@ -43,7 +43,7 @@ are taken within each round; given is their median.\
 SETUPS = """\
 *Embedded* is without a broker: `dispatcher publish` of a file, then `dispatcher run --drain`, with texts that stay in
 the store. Its events/s are those of the drain, from the first tenth of the runs that end to the last; its processor
-seconds, for 1,000 events as above, are of both from start to end.\
+seconds, for 1,000 events as above, are of both from start to end, so that they are more than the drain took.\
 """
 
 COSTS = """\
@@ -75,7 +75,8 @@ COMMANDS = """\
 ```sh
 make bench                                  # all of them; prints a table and writes the results to a file
 make bench ARGS="--quick"                   # in some minutes: fewer events, one round, nothing that grows
-make bench ARGS="--only ours-sqlite,kombu"  # two of them; --help tells the rest
+make bench ARGS="--only ours-sqlite,kombu"  # two of them, by their names as above; --help tells the rest
+make bench ARGS="--measures series --series chains=1,1000"  # one of the series, in these sizes
 make bench ARGS="--write-docs"              # writes this page and its plots too
 .venv/bin/python -m bench.report            # writes them again from the results of that run
 ```

@@ -40,6 +40,7 @@ SIZES: Mapping[str, Sequence[int]] = {
 }
 USUAL = ("chains", "backlog", "archive", "timers")
 STORES = ("sqlite", "postgresql")
+NAMES = (*SIZES, *(f"{name}-{store}" for name in ("archive", "timers") for store in STORES))
 Say = Callable[[str], None]
 
 

@@ -70,13 +70,13 @@ def test_a_bar_says_whether_it_holds_and_by_how_much_it_falls_short():
     assert told["loop"].holds
     assert told["peers"].short == pytest.approx(0.25)
     assert told["loop_postgresql"].short is None
-    assert "| at least 4 | 3.00 (3.00 to 3.10) | **no**, 25.0 % short |" in page(results(speeds, KINDS), {})
+    assert "| at least 4 | 3.00 (3.00 to 3.10) | **no**, 25 % short |" in page(results(speeds, KINDS), {})
 
 
 def test_memory_is_judged_by_the_highest_peak():
     document = results(SPEEDS, KINDS)
     document["throughput"][1]["peak_mb"] = 110.0
-    (found,) = (each for each in verdicts(Results(document)) if each.what == "peak memory, SQLite")
+    (found,) = (each for each in verdicts(Results(document)) if each.what == "peak memory with one chain, SQLite")
 
     assert found.short == pytest.approx(0.1)
 
