@@ -1,9 +1,9 @@
 """The hot statements of the PostgreSQL store, as text, built once from the columns that `engine.records` names.
 
-Many rows that are surely new go in by COPY; what changes or replaces rows goes in as one JSON document a statement, read
-by `json_to_recordset`: measured, both cost a quarter of what a statement a row does. Few go in by a statement a row all
-the same, as COPY takes round trips of its own, and those share one. Where the day of a row is known it
-stands in the text of the statement (`{day}`), so that the planner looks at one partition only.
+Many rows that are surely new go in by COPY; what changes or replaces rows goes in as one JSON document a statement,
+read by `json_to_recordset`: measured, both cost a quarter of what a statement a row does. Few go in by a statement a
+row all the same, as COPY takes round trips of its own, and those share one. Where the day of a row is known it stands
+in the text of the statement (`{day}`), so that the planner looks at one partition only.
 """
 
 from __future__ import annotations
