@@ -16,7 +16,9 @@ HEAD = (
 def lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the table, and who is missing."""
     results = Results(document)
-    rows = [_row(results, each["name"]) for each in results.contestants(OURS, LOOP, PEER)]
+    # Whoever was only measured as things grow has no figures here.
+    everybody = [_row(results, each["name"]) for each in results.contestants(OURS, LOOP, PEER)]
+    rows = [cells for cells in everybody if any(cells[1:])]
     widths = [max(map(len, column)) for column in zip(HEAD, *rows, strict=True)]
     for row in [HEAD, *rows] if rows else []:
         yield "  ".join(_aligned(row, widths)).rstrip()

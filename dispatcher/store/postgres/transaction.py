@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 # How many accounts share one batch at most; the others have their turn in the next ones.
 _ACCOUNTS_A_TURN: Final = 8
 
+# What was asked of each account.
+_Asked = list[tuple[str, psycopg.Cursor[Any]]]
+
 
 class PostgresTransaction:
     """One transaction. `connection` has it open; `store` knows what holds between transactions."""
@@ -82,8 +85,7 @@ class PostgresTransaction:
         except psycopg.errors.LockNotAvailable:
             self._store.wait_no_more()  # for one that is held for so long, everything else is not to wait
             raise
-        found = {(account, row[1]): rows.contact(row) for account, cursor in asked for row in cursor}
-        self._came_along = (set(locks.values()), found)
+        self._came_along = (set(locks.values()), _contacts_in(asked))
         return set() if waits else {locks[row[0]] for row in locked}
 
     def take_turns(self, queues: Mapping[str, bool]) -> None:
@@ -116,7 +118,7 @@ class PostgresTransaction:
             return {}
         with self.together():
             asked = self._ask_for_each(sql.KNOWN_EVENTS, keys)
-        return {(account, row[0]): row[1] for account, cursor in asked for row in cursor}
+        return _values_in(asked)
 
     def contacts(self, keys: Iterable[Key]) -> dict[Key, Contact]:
         keys = set(keys)
@@ -125,7 +127,7 @@ class PostgresTransaction:
             return came_along[1]
         with self.together():
             asked = self._ask_for_each(sql.CONTACTS, keys)
-        return {(account, row[1]): rows.contact(row) for account, cursor in asked for row in cursor}
+        return _contacts_in(asked)
 
     def contact_number(self, account_key: str, contact_key: str) -> str | None:
         row = self._one(sql.CONTACT_NUMBER, (account_key, contact_key))
@@ -137,7 +139,7 @@ class PostgresTransaction:
             asked = self._ask_for_each(sql.OPT_OUTS, keys)
             # Another process may have erased somebody a moment ago, so the database is asked, not what was known here.
             some = self._execute(sql.SUPPRESSED_ANY)
-        found: dict[Key, str] = {(account, row[0]): row[1] for account, cursor in asked for row in cursor}
+        found: dict[Key, str] = _values_in(asked)
         if (row := some.fetchone()) is not None and row[0]:
             hashes = {self.hash_of(key): key for key in keys if key not in found}
             for row in self._execute(sql.SUPPRESSED, (list(hashes),)):
@@ -317,7 +319,7 @@ class PostgresTransaction:
             self._store.turns[name] = accounts[-1]
         return accounts
 
-    def _ask_for_each(self, statement: str, keys: Iterable[Key]) -> list[tuple[str, psycopg.Cursor[Any]]]:
+    def _ask_for_each(self, statement: str, keys: Iterable[Key]) -> _Asked:
         """Ask for these keys, account by account; to be read once what is asked together was sent."""
         return [(account, self._execute(statement, (account, names))) for account, names in _grouped(keys).items()]
 
@@ -329,6 +331,15 @@ class PostgresTransaction:
 
     def _all(self, statement: str, params: Any = None) -> list[Any]:
         return self._execute(statement, params).fetchall()
+
+
+def _contacts_in(asked: _Asked) -> dict[Key, Contact]:
+    return {(account, row[1]): rows.contact(row) for account, cursor in asked for row in cursor}
+
+
+def _values_in(asked: _Asked) -> dict[Key, Any]:
+    """Return the second column by account and first column."""
+    return {(account, row[0]): row[1] for account, cursor in asked for row in cursor}
 
 
 def _grouped(keys: Iterable[Key]) -> dict[str, list[str]]:

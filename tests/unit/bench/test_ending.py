@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.harness.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 20.0
@@ -69,13 +70,6 @@ def lives(pid):
         return False
 
 
-def gone(pid):
-    deadline = time.monotonic() + PATIENCE
-    while lives(pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return not lives(pid)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("body", [USUAL, UNATTENDED], ids=["attended", "unattended"])
 def test_a_signal_ends_every_process_and_takes_the_folder_away(body, number, tmp_path):
@@ -87,7 +81,7 @@ def test_a_signal_ends_every_process_and_takes_the_folder_away(body, number, tmp
         _, said = run.communicate(timeout=PATIENCE)
 
     assert (run.returncode, said) == (128 + number, "")
-    assert gone(pid)
+    wait_until(lambda: not lives(pid), "the process to be gone", PATIENCE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,7 +104,7 @@ def test_an_error_that_is_no_end_is_raised_and_leaves_nothing_either(tmp_path):
         _, said = run.communicate(timeout=PATIENCE)
 
     assert (run.returncode, "ValueError: of its own" in said) == (1, True)
-    assert gone(pid)
+    wait_until(lambda: not lives(pid), "the process to be gone", PATIENCE)
     assert list(tmp_path.iterdir()) == []
 
 

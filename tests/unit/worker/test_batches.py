@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from datetime import timedelta
 
@@ -251,6 +252,11 @@ def test_halves_have_everything_once_in_order_and_neither_is_empty(size):
         assert second.size
         for name in names:
             assert [*getattr(first, name), *getattr(second, name)] == list(getattr(work, name))
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Work)])
+def test_work_of_any_kind_counts(name):
+    assert Work(**{name: ["one", "two"]}).size == 2
 
 
 # Turns.
