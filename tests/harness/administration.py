@@ -32,13 +32,36 @@ class Administration(ABC):
         return json.loads(self.eval(f"iolist_to_binary(rabbit_json:encode(begin {expressions} end))"))
 
     def add_vhost(self, vhost: str) -> None:
-        """Make a vhost in which the administrator may do anything."""
+        """Make a vhost in which the administrator may do anything, on a broker whose dead lettering works."""
+        self._revive_dead_lettering()
         self.eval(f"rabbit_vhost:add({_binary(vhost)}, <<>>)")
         self.set_permissions(ADMINISTRATOR, vhost)
 
     def delete_vhost(self, vhost: str) -> None:
         """Delete a vhost and all that is in it; its connections are closed."""
+        self._await_dead_lettering(vhost)
         self.eval(f"rabbit_vhost:delete({_binary(vhost)}, <<>>)")
+
+    # A queue with the strategy at-least-once has a process that reads what died, begun when the queue has a leader.
+    # When the queue is deleted before that process has made itself known, it fails twice, and RabbitMQ 3.10 gives up
+    # the supervisor of all such processes for good: from then on each of these queues ends as soon as it has a leader,
+    # and who declares or consumes it is answered 541 INTERNAL_ERROR (rabbitmq-server issue 16652).
+
+    def _await_dead_lettering(self, vhost: str) -> None:
+        # The query is answered by a leader that has begun the process, sys:get_state by a process that is known.
+        self.eval(
+            "[catch ra:consistent_query(amqqueue:get_pid(Q), fun(_) -> ok end, 5000)"
+            f" || Q <- rabbit_amqqueue:list({_binary(vhost)}), amqqueue:get_type(Q) =:= rabbit_quorum_queue],"
+            "[catch sys:get_state(P)"
+            " || whereis(rabbit_fifo_dlx_sup) =/= undefined,"
+            " {_, P, _, _} <- supervisor:which_children(rabbit_fifo_dlx_sup), is_pid(P)]"
+        )
+
+    def _revive_dead_lettering(self) -> None:
+        self.eval(
+            "whereis(rabbit_fifo_dlx_sup) =:= undefined andalso"
+            " supervisor:restart_child(rabbit_sup, rabbit_fifo_dlx_sup)"
+        )
 
     def add_user(self, user: str, password: str) -> None:
         """Make a user, who may do nothing yet."""

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from tests.harness.administration import ADMINISTRATOR, Administration
 from tests.harness.control import Control, EvaluationFailed
+from tests.harness.waiting import wait_until
 
 NODE = "rabbit@localhost"
 START_PATIENCE = 60.0
@@ -161,6 +162,7 @@ class Node(Administration):
             self._process = self._spawn("rabbitmq-server")
         self._await_listener()
         self.eval("rabbit:await_startup()")
+        self._await_boot()
 
     def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{program}.out").open("ab") as output:
@@ -185,6 +187,10 @@ class Node(Administration):
                 time.sleep(0.02)
             else:
                 return
+
+    def _await_boot(self) -> None:
+        # While it is marked as booting, which outlasts the start a little, an order to start again would be ignored.
+        wait_until(lambda: self.eval("whereis(rabbit_boot)") == "undefined", "the end of RabbitMQ's boot")
 
     def said(self) -> str:
         """The end of what the node wrote: its output and its log."""
@@ -233,6 +239,7 @@ class Node(Administration):
         """Start the broker again after `stop_app`, and wait until it serves."""
         self.eval("rabbit:start()")
         self._await_listener()
+        self._await_boot()
 
     def mend(self) -> None:
         """Undo whatever a test did to the node as a whole: dead, stopped, alarmed, connected, hasty."""

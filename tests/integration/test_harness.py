@@ -20,9 +20,17 @@ from tests.harness.administration import NoSuchQueue
 from tests.harness.clients import Reader, amqp_publish, drain, kombu_publish, publish_many
 from tests.harness.control import EvaluationFailed
 from tests.harness.proxy import ChaosProxy, proxied
+from tests.harness.vhost import vhost_on
 from tests.harness.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
+
+# What RabbitMQ keeps a process for, that reads what died: as the dispatcher declares its queues.
+DEAD_LETTERED = {
+    "x-dead-letter-exchange": "vumi.dead",
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+}
 
 
 def connect(url, **parameters):
@@ -102,6 +110,28 @@ def test_a_broken_node_is_mended(rabbit):
     rabbit.kill()
     rabbit.mend()
     assert rabbit.eval("rabbit:is_running()") == "true"
+
+
+def dead_lettering_works(rabbit):
+    return rabbit.eval("is_pid(whereis(rabbit_fifo_dlx_sup))") == "true"
+
+
+def test_a_vhost_that_is_deleted_just_when_the_broker_is_back_takes_no_dead_lettering_with_it(rabbit):
+    for _ in range(3):
+        with vhost_on(rabbit) as brief:
+            brief.declare_queue("vumi.event", arguments=DEAD_LETTERED)
+            rabbit.stop_app()
+            rabbit.start_app()
+        assert dead_lettering_works(rabbit)
+
+
+def test_dead_lettering_that_the_broker_gave_up_is_taken_up_again_for_the_next_vhost(rabbit):
+    rabbit.eval("supervisor:terminate_child(rabbit_sup, rabbit_fifo_dlx_sup)")
+    assert not dead_lettering_works(rabbit)
+
+    with vhost_on(rabbit) as following:
+        following.declare_queue("vumi.event", arguments=DEAD_LETTERED)
+        assert dead_lettering_works(rabbit)
 
 
 @pytest.mark.parametrize("resource", ["memory", "disk"])

@@ -37,6 +37,8 @@ def closed_by_broker(code: int, text: str) -> str:
         return f"the broker refused the login ({shown})"
     if code == 530:
         return f"the broker refused the vhost ({shown})"
+    if code == 541:
+        return f"the broker failed by a fault of its own, which its log tells ({shown})"
     return f"the broker closed the connection ({shown})"
 
 

@@ -46,6 +46,7 @@ def closed(code: int, text: str) -> exceptions.ConnectionClosedByBroker:
         (exceptions.ProbableAccessDeniedError("x"), f"{HERE} closed the connection when the vhost was opened"),
         (exceptions.IncompatibleProtocolError("x"), f"{HERE} closed the connection before a word of AMQP"),
         (closed(320, "CONNECTION_FORCED - x"), "the broker closed the connection (320 CONNECTION_FORCED - x)"),
+        (closed(541, "INTERNAL_ERROR"), "the broker failed by a fault of its own, which its log tells (541"),
         (exceptions.AMQPHeartbeatTimeout("x"), f"no answer from {HERE} within the heartbeat"),
         (exceptions.ConnectionBlockedTimeout("x"), "the broker took no messages for too long"),
         (exceptions.StreamLostError("Transport indicated EOF"), f"the connection was closed by {HERE}"),
