@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import hypothesis
@@ -36,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # The settings of whoever runs the tests must not reach them, nor the processes that they start.
     for name in [name for name in os.environ if name.startswith("DISPATCHER_")]:
         del os.environ[name]
+    # Who runs the tests in the background of a shell ignores Ctrl-C, and so would every process that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # A deadline measures the machine; in CI the examples must be those that a developer sees.
     hypothesis.settings.register_profile("calm", deadline=None, derandomize=CI, print_blob=True)
     hypothesis.settings.load_profile("calm")
