@@ -5,6 +5,7 @@ A verb's module is imported when that verb is used, so that no verb pays for the
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -64,6 +65,10 @@ Exit codes: 0 ok, 1 problems found or nothing matched, 2 usage,
   75 gave up, to be started again.
 """
 _GLOBAL: Final = ("store", "rulebook", "amqp")
+
+# What a start makes stays, and what an event makes dies with it: a collection for each 700 objects, Python's default,
+# finds nothing, and takes a twentieth of the time that a worker needs to start.
+_GC_THRESHOLD: Final = 50_000
 
 
 class _Verbs(TyperGroup):
@@ -128,6 +133,7 @@ def _dispatcher(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    gc.set_threshold(_GC_THRESHOLD)
     sys.exit(run(arguments))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from base64 import b64encode
@@ -51,8 +50,6 @@ _PAUSE: Final = 0.02
 _KEPT_BEYOND: Final = 2**20
 # How many events a worker is asked to take at once: as many as it puts into one batch.
 _A_FRAME: Final = 256
-# Events die with their chunk; a collection for each 700 objects, Python's default, finds nothing.
-_GC_THRESHOLD: Final = 50_000
 
 
 Taken = tuple[str, str | None, str | None, str | None]
@@ -199,7 +196,6 @@ def publish(
     from dispatcher import failpoints  # noqa: PLC0415 - see main
 
     failpoints.arm(settings.failpoints)
-    gc.set_threshold(_GC_THRESHOLD)
     where = "line {}" if _is_one_a_line(file) else file.replace("{", "{{").replace("}", "}}")
     if settings.amqp_url is not None:
         try:

@@ -7,6 +7,7 @@ settled by three table look-ups which the tests prove to agree with it; everythi
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -65,8 +66,7 @@ def known_regions() -> frozenset[str]:
 def split_number(number: str) -> tuple[str, str]:
     """Return the calling code and the national part of an E.164 number: ("27", "821234567") of "+27821234567"."""
     digits = number.removeprefix("+")
-    plans = _plans()
-    size = next((size for size in (2, 3, 1) if digits[:size] in plans), 0)
+    size = next((size for size in (2, 3, 1) if _plan(digits[:size]) is not None), 0)
     return digits[:size], digits[size:]
 
 
@@ -76,9 +76,8 @@ def _read_plainly(text: str, region: str | None) -> str | None:
         digits = text[1:]
         if not (digits.isascii() and digits.isdigit()):
             return None
-        plans = _plans()
         for size in (2, 3, 1):
-            plan = plans.get(digits[:size])
+            plan = _plan(digits[:size])
             if plan is not None:
                 national = digits[size:]
                 return text if len(national) in plan.lengths and _stands_alone(national, plan) else None
@@ -88,8 +87,8 @@ def _read_plainly(text: str, region: str | None) -> str | None:
     code = _code_of(region)
     if code is None:
         return None
-    plan = _plans()[code]
-    if plan.exit_code.match(text):
+    plan = _plan(code)
+    if plan is None or plan.exit_code.match(text):
         return None
     if text.startswith(code):
         # Written with the country's code but no "+": only when the rest is a number and the whole is not.
@@ -153,27 +152,34 @@ def _read_fully(text: str, region: str | None) -> str:
 
 
 @cache
-def _plans() -> dict[str, _NumberPlan]:
-    """Return the number plan of each calling code, by its digits. Calling codes begin no other calling code."""
+def _plan(code: str) -> _NumberPlan | None:
+    """Return the number plan of a calling code, None where there is none; each country is loaded when it is met."""
+    regions = _calling_codes().get(code)
+    if regions is None:
+        return None
     import phonenumbers  # noqa: PLC0415
 
-    plans = {}
-    for code in phonenumbers.COUNTRY_CODE_TO_REGION_CODE:
-        main_region = phonenumbers.region_code_for_country_code(code)
-        found = phonenumbers.PhoneMetadata.metadata_for_region_or_calling_code(code, main_region)
-        if found is None or found.general_desc is None or not found.general_desc.national_number_pattern:
-            continue
-        prefix = found.national_prefix_for_parsing
-        compiled = re.compile(prefix) if prefix else None
-        plans[str(code)] = _NumberPlan(
-            prefix=compiled,
-            prefix_is_plain=compiled is None or (compiled.groups == 0 and not found.national_prefix_transform_rule),
-            national=re.compile(found.general_desc.national_number_pattern),
-            exit_code=re.compile(found.international_prefix or "NonMatch"),
-            # Two digits are the least that is parsed as a number, seventeen the most.
-            lengths=frozenset(length for length in found.general_desc.possible_length if 2 <= length <= 17),
-        )
-    return plans
+    found = phonenumbers.PhoneMetadata.metadata_for_region_or_calling_code(int(code), regions[0])
+    if found is None or found.general_desc is None or not found.general_desc.national_number_pattern:
+        return None
+    prefix = found.national_prefix_for_parsing
+    compiled = re.compile(prefix) if prefix else None
+    return _NumberPlan(
+        prefix=compiled,
+        prefix_is_plain=compiled is None or (compiled.groups == 0 and not found.national_prefix_transform_rule),
+        national=re.compile(found.general_desc.national_number_pattern),
+        exit_code=re.compile(found.international_prefix or "NonMatch"),
+        # Two digits are the least that is parsed as a number, seventeen the most.
+        lengths=frozenset(length for length in found.general_desc.possible_length if 2 <= length <= 17),
+    )
+
+
+@cache
+def _calling_codes() -> Mapping[str, Sequence[str]]:
+    """Return the regions of each calling code, the main one first. Calling codes begin no other calling code."""
+    import phonenumbers  # noqa: PLC0415
+
+    return {str(code): regions for code, regions in phonenumbers.COUNTRY_CODE_TO_REGION_CODE.items()}
 
 
 @cache
@@ -183,7 +189,7 @@ def _code_of(region: str) -> str | None:
 
     code = phonenumbers.country_code_for_region(region.upper())
     leads = code and phonenumbers.region_code_for_country_code(code) == region.upper()
-    return str(code) if leads and str(code) in _plans() else None
+    return str(code) if leads and _plan(str(code)) is not None else None
 
 
 def _shown(value: object) -> str:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import phonenumbers
 import pytest
 from hypothesis import example, given, settings
@@ -153,3 +156,12 @@ def test_masked_number_keeps_only_its_ends(number, masked):
 )
 def test_number_splits_into_calling_code_and_national_part(number, parts):
     assert numbers.split_number(number) == parts
+
+
+def test_number_loads_the_tables_of_its_own_country_alone():
+    program = (
+        "import sys; from dispatcher.text.numbers import normalise_number; normalise_number('+27821234567', None);"
+        "print(*sorted(name for name in sys.modules if name.startswith('phonenumbers.data.region_')))"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["phonenumbers.data.region_ZA"]
