@@ -6,6 +6,7 @@ settled by three table look-ups which the tests prove to agree with it; everythi
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
@@ -66,7 +67,8 @@ def known_regions() -> frozenset[str]:
 def split_number(number: str) -> tuple[str, str]:
     """Return the calling code and the national part of an E.164 number: ("27", "821234567") of "+27821234567"."""
     digits = number.removeprefix("+")
-    size = next((size for size in (2, 3, 1) if _plan(digits[:size]) is not None), 0)
+    codes = _calling_codes()
+    size = next((size for size in (2, 3, 1) if digits[:size] in codes), 0)
     return digits[:size], digits[size:]
 
 
@@ -159,6 +161,9 @@ def _plan(code: str) -> _NumberPlan | None:
         return None
     import phonenumbers  # noqa: PLC0415
 
+    # Before the library does it: that holds a lock meanwhile, and keeps it for ever when the file cannot be read.
+    country = code if regions[0] == phonenumbers.REGION_CODE_FOR_NON_GEO_ENTITY else regions[0]
+    importlib.import_module(f"phonenumbers.data.region_{country}")
     found = phonenumbers.PhoneMetadata.metadata_for_region_or_calling_code(int(code), regions[0])
     if found is None or found.general_desc is None or not found.general_desc.national_number_pattern:
         return None

@@ -39,7 +39,7 @@ class Administration(ABC):
 
     def delete_vhost(self, vhost: str) -> None:
         """Delete a vhost and all that is in it; its connections are closed."""
-        self._await_dead_lettering(vhost)
+        self.await_dead_lettering(vhost)
         self.eval(f"rabbit_vhost:delete({_binary(vhost)}, <<>>)")
 
     # A queue with the strategy at-least-once has a process that reads what died, begun when the queue has a leader.
@@ -47,14 +47,14 @@ class Administration(ABC):
     # the supervisor of all such processes for good: from then on each of these queues ends as soon as it has a leader,
     # and who declares or consumes it is answered 541 INTERNAL_ERROR (rabbitmq-server issue 16652).
 
-    def _await_dead_lettering(self, vhost: str) -> None:
+    def await_dead_lettering(self, vhost: str) -> None:
+        """Wait, for a second a queue at the most, until the queues of a vhost may be deleted."""
         # The query is answered by a leader that has begun the process, sys:get_state by a process that is known.
         self.eval(
-            "[catch ra:consistent_query(amqqueue:get_pid(Q), fun(_) -> ok end, 5000)"
+            "[catch ra:consistent_query(amqqueue:get_pid(Q), fun(_) -> ok end, 1000)"
             f" || Q <- rabbit_amqqueue:list({_binary(vhost)}), amqqueue:get_type(Q) =:= rabbit_quorum_queue],"
-            "[catch sys:get_state(P)"
-            " || whereis(rabbit_fifo_dlx_sup) =/= undefined,"
-            " {_, P, _, _} <- supervisor:which_children(rabbit_fifo_dlx_sup), is_pid(P)]"
+            "Children = try supervisor:which_children(rabbit_fifo_dlx_sup) catch exit:_ -> [] end,"
+            "[catch sys:get_state(P, 1000) || {_, P, _, _} <- Children, is_pid(P)]"
         )
 
     def _revive_dead_lettering(self) -> None:

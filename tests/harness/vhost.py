@@ -77,6 +77,8 @@ class Vhost:
 
     def delete_queue(self, queue: str) -> None:
         """Delete a queue and all that is in it, consumers or not."""
+        if self.private is not None:
+            self.private.await_dead_lettering(self.name)
         with self.channel() as channel:
             channel.queue_delete(queue)
 

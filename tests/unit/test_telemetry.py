@@ -202,15 +202,6 @@ def test_importing_is_cheap():
     assert told.stdout.strip() == "False"
 
 
-def test_first_line_loads_no_lexers_and_leaves_rich_to_who_wants_it():
-    program = (
-        "import sys; from dispatcher.telemetry import log; log.warning('line.written');"
-        "print('pygments' in sys.modules); import rich.traceback; print('pygments' in sys.modules)"
-    )
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["False", "True"]
-
-
 def test_reader_that_has_stopped_does_not_stop_the_work_and_is_told_what_it_missed():
     script = """
 from dispatcher import telemetry

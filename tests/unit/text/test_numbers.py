@@ -1,3 +1,4 @@
+import importlib
 import subprocess
 import sys
 
@@ -156,6 +157,25 @@ def test_masked_number_keeps_only_its_ends(number, masked):
 )
 def test_number_splits_into_calling_code_and_national_part(number, parts):
     assert numbers.split_number(number) == parts
+
+
+def test_country_whose_tables_cannot_be_read_keeps_no_other_from_being_read(monkeypatch):
+    def fails(name):
+        raise OSError(24, "Too many open files", name)
+
+    numbers._plan.cache_clear()
+    monkeypatch.setattr(importlib, "import_module", fails)
+    with pytest.raises(OSError, match="Too many open files"):
+        normalise_number("+4915112345678", None)
+    monkeypatch.undo()
+    assert not phonenumbers.PhoneMetadata._metadata_lock.locked()
+    assert normalise_number("+4915112345678", None) == "+4915112345678"
+
+
+def test_numbers_of_no_country_are_not_remembered():
+    numbers._plan.cache_clear()
+    assert numbers.split_number("+0ab1") == ("", "0ab1")
+    assert numbers._plan.cache_info().currsize == 0
 
 
 def test_number_loads_the_tables_of_its_own_country_alone():
