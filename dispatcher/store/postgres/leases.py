@@ -20,7 +20,7 @@ import psycopg
 
 from dispatcher.errors import LeaseLost
 from dispatcher.store.postgres import statements as sql
-from dispatcher.store.postgres.session import Session
+from dispatcher.store.postgres.session import Session, Written
 
 # Which advisory locks are a worker's sign of life; the other half of the key is its number.
 SIGN_OF_LIFE: Final = 0x64697370
@@ -65,8 +65,8 @@ class Lease:
                 finally:
                     self._session.rollback()
 
-    def prove(self, connection: psycopg.Connection[Any]) -> str | None:
-        """Prove within a transaction that this worker still has its lease; return the transaction's name.
+    def prove(self, connection: psycopg.Connection[Any]) -> Written | None:
+        """Prove within a transaction that this worker still has its lease; return what the transaction is known by.
 
         Raises LeaseLost. Without a lease, as for a command, there is nothing to prove.
         """
@@ -80,7 +80,7 @@ class Lease:
         self._proven_at = _now()
         return connection.execute(sql.PROVE, (self.number,))
 
-    def told(self, answer: psycopg.Cursor[Any]) -> str | None:
+    def told(self, answer: psycopg.Cursor[Any]) -> Written | None:
         """Read what the server said to `ask`; see `prove`."""
         row = answer.fetchone()
         if row is None and self.number is not None:
@@ -88,7 +88,7 @@ class Lease:
                 "this worker was silent for so long that another one has taken its work over.",
                 hint="It ends, to be started again; nothing that it had in hand was lost.",
             )
-        return None if row is None else row[0]
+        return None if row is None or row[0] is None else Written(*row)
 
     def proven(self) -> None:
         """What was proven is committed: others see that this worker is alive."""

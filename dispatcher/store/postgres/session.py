@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import psycopg
 from psycopg import errors
@@ -40,6 +40,19 @@ _CONTENTION: Final = (
 # The connection is of no use any more; the last is a statement that the driver takes for prepared and the server not.
 _BROKEN: Final = (psycopg.OperationalError, psycopg.InterfaceError, errors.InvalidSqlStatementName)
 
+
+class Written(NamedTuple):
+    """By what a transaction that has written something is known, should the answer to its commit be lost.
+
+    Its number, and the worker whose row it has written; a command has none, and remembers which run of the server's
+    statistics it was in.
+    """
+
+    xid: str
+    worker: int | None
+    since: str | None
+
+
 Patience = Callable[[str], bool]
 Prepare = Callable[["psycopg.Connection[Any]"], None]
 
@@ -59,6 +72,7 @@ class Session:
         self._notified = False
         # When the present connection was made, on the monotonic clock.
         self.connected_at = 0.0
+        self._pid = 0
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
@@ -134,20 +148,20 @@ class Session:
         except psycopg.Error:
             self.close()
 
-    def commit(self, xid: str | None) -> None:
-        """Commit; when the answer is lost, find out what became of the transaction `xid`.
+    def commit(self, written: Written | None) -> None:
+        """Commit; when the answer is lost, find out what became of the transaction. None has written nothing.
 
-        Raises StoreUnusable when it was rolled back, LeaseLost when nobody could be asked for too long.
+        Raises StoreUnusable when it was rolled back, LeaseLost when nobody can tell.
         """
-        connection = self.connection
-        pid = connection.info.backend_pid
+        connection, pid = self._connection, self._pid
         try:
-            cursor = connection.execute("COMMIT")
+            # Not `self.connection`: a new one would have nothing to commit, and say that it has.
+            cursor = _not_closed(connection).execute("COMMIT")
         except psycopg.OperationalError as error:
             self.close()
-            if xid is None:
-                return  # it had written nothing
-            if self._fate(xid, pid, said_by(error)) != "committed":
+            if written is None:
+                return
+            if self._fate(written, pid, said_by(error)) != "committed":
                 raise StoreUnusable(
                     f"the connection to {self.shown} broke before a commit; nothing of it was kept.",
                     hint="It is tried again.",
@@ -156,21 +170,25 @@ class Session:
         if cursor.statusmessage != "COMMIT":
             raise StoreUnusable(f"{self.shown} did not commit: {cursor.statusmessage}.", hint="It is tried again.")
 
-    def _fate(self, xid: str, pid: int, reason: str) -> Literal["committed", "aborted"]:
+    def _fate(self, written: Written, pid: int, reason: str) -> Literal["committed", "aborted"]:
         """Return what became of a transaction whose commit got no answer."""
         since = time.monotonic()
-        while True:
-            if not (self.patience or (lambda _: time.monotonic() - since < _PATIENCE_SECONDS))(reason):
-                raise LeaseLost(
-                    f"{self.shown} was lost in the middle of a commit: nobody knows whether that went through.",
-                    hint="The store is whole either way; look at what it shows once it can be reached.",
-                )
+        while (self.patience or (lambda _: time.monotonic() - since < _PATIENCE_SECONDS))(reason):
             try:
-                row = self.connection.execute(sql.FATE, (xid,)).fetchone()
-                if row is not None and row[0] in ("committed", "aborted"):
-                    return "committed" if row[0] == "committed" else "aborted"
+                row = self.connection.execute(sql.FATE, written._asdict()).fetchone()
+                match row:
+                    case ("aborted", _):
+                        return "aborted"
+                    case ("committed", True):
+                        return "committed"
+                    case ("committed", False) if written.worker is not None:
+                        return "aborted"
+                    case ("committed", _):
+                        break  # by itself, or by another one that got its number; or the worker's row is gone
                 # The server has not noticed yet that we are gone.
-                self.connection.execute(sql.END_BACKEND, (pid, xid))
+                self.connection.execute(sql.END_BACKEND, (pid, written.xid))
+            except errors.InvalidParameterValue:
+                return "aborted"  # a number that was not given out yet: the server crashed, and has forgotten it
             except psycopg.Error as error:
                 reason = said_by(error)
                 self.close()
@@ -178,6 +196,10 @@ class Session:
                 reason = error.message
                 self.close()
             time.sleep(_PAUSE_SECONDS)
+        raise LeaseLost(
+            f"{self.shown} was lost in the middle of a commit: nobody knows whether that went through.",
+            hint="The store is whole either way; look at what it shows once it can be reached.",
+        )
 
     @contextmanager
     def refusals(self) -> Iterator[None]:
@@ -226,4 +248,11 @@ class Session:
             connection.close()
             raise
         self.connected_at = time.monotonic()
+        self._pid = connection.info.backend_pid
         return connection
+
+
+def _not_closed(connection: psycopg.Connection[Any] | None) -> psycopg.Connection[Any]:
+    if connection is None or connection.closed:
+        raise psycopg.OperationalError("the connection is closed")
+    return connection

@@ -97,7 +97,17 @@ def _each(columns: Sequence[str], table: str, key: str) -> str:
 
 # The session.
 BEGIN = "BEGIN; SELECT extract(epoch FROM clock_timestamp())::float8"
-FATE = "SELECT pg_xact_status(%s::xid8)"
+# The number of a transaction that a crash undid may be given again. A worker's own row tells whether its transaction
+# wrote it last; else it counts whether there was a crash, which begins these statistics anew.
+FATE = """
+SELECT pg_xact_status(%(xid)s::text::xid8), CASE
+    WHEN %(worker)s::bigint IS NULL THEN %(since)s::text = (SELECT stats_reset::text FROM pg_stat_bgwriter)
+    ELSE (
+        SELECT xmin::text::numeric = %(xid)s::text::numeric %% 4294967296
+        FROM workers WHERE number = %(worker)s::bigint
+    )
+END
+"""
 END_BACKEND = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE pid = %s AND backend_xid = (%s::numeric %% 4294967296)::text::xid"
@@ -111,8 +121,13 @@ NOTIFY = "NOTIFY dispatcher"
 JOIN = (
     f"INSERT INTO workers (name, host, pid, started_at, seen_at) VALUES (%s, %s, %s, {_NOW}, {_NOW}) RETURNING number"  # noqa: S608
 )
-PROVE = f"UPDATE workers SET seen_at = {_NOW} WHERE number = %s RETURNING pg_current_xact_id()::text"  # noqa: S608
-TRANSACTION = "SELECT pg_current_xact_id_if_assigned()::text"
+PROVE = (
+    f"UPDATE workers SET seen_at = {_NOW} WHERE number = %s "  # noqa: S608
+    "RETURNING pg_current_xact_id()::text, number, NULL::text"
+)
+TRANSACTION = (
+    "SELECT pg_current_xact_id_if_assigned()::text, NULL::bigint, (SELECT stats_reset::text FROM pg_stat_bgwriter)"
+)
 LEAVE = (
     "WITH left_now AS (DELETE FROM workers WHERE number = %s RETURNING number) "
     "DELETE FROM channels WHERE worker IN (SELECT number FROM left_now)"
