@@ -16,7 +16,6 @@ import psycopg
 from psycopg import errors
 
 from dispatcher.errors import Contended, LeaseLost, StoreUnusable
-from dispatcher.store.postgres import statements as sql
 from dispatcher.store.postgres.clock import DatabaseClock
 from dispatcher.store.postgres.connecting import connect, said_by, unusable
 
@@ -28,6 +27,23 @@ _LOCK_SECONDS: Final = 2
 _SILENCE_SECONDS: Final = 15
 # Nobody knows whether the commit went through; how long whoever did it waits to be told, if nobody says otherwise.
 _PATIENCE_SECONDS: Final = 30.0
+
+_BEGIN: Final = "BEGIN; SELECT extract(epoch FROM clock_timestamp())::float8"
+# The number of a transaction that a crash undid may be given again. A worker's own row tells whether its transaction
+# wrote it last; else it counts whether there was a crash, which begins these statistics anew.
+_FATE: Final = """
+SELECT pg_xact_status(%(xid)s::text::xid8), CASE
+    WHEN %(worker)s::bigint IS NULL THEN %(since)s::text = (SELECT stats_reset::text FROM pg_stat_bgwriter)
+    ELSE (
+        SELECT xmin::text::numeric = %(xid)s::text::numeric %% 4294967296
+        FROM workers WHERE number = %(worker)s::bigint
+    )
+END
+"""
+_END_BACKEND: Final = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE pid = %s AND backend_xid = (%s::numeric %% 4294967296)::text::xid"
+)
 
 # Another transaction was faster, or two waited for each other: nothing was kept, and the next try finds things settled.
 _CONTENTION: Final = (
@@ -117,7 +133,7 @@ class Session:
         while True:
             connection = self.connection
             try:
-                cursor = connection.execute(sql.BEGIN)
+                cursor = connection.execute(_BEGIN)
             except psycopg.OperationalError:
                 self.close()
                 if fresh:
@@ -175,7 +191,7 @@ class Session:
         since = time.monotonic()
         while (self.patience or (lambda _: time.monotonic() - since < _PATIENCE_SECONDS))(reason):
             try:
-                row = self.connection.execute(sql.FATE, written._asdict()).fetchone()
+                row = self.connection.execute(_FATE, written._asdict()).fetchone()
                 match row:
                     case ("aborted", _):
                         return "aborted"
@@ -186,7 +202,7 @@ class Session:
                     case ("committed", _):
                         break  # by itself, or by another one that got its number; or the worker's row is gone
                 # The server has not noticed yet that we are gone.
-                self.connection.execute(sql.END_BACKEND, (pid, written.xid))
+                self.connection.execute(_END_BACKEND, (pid, written.xid))
             except errors.InvalidParameterValue:
                 return "aborted"  # a number that was not given out yet: the server crashed, and has forgotten it
             except psycopg.Error as error:

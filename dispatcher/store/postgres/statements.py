@@ -95,24 +95,6 @@ def _each(columns: Sequence[str], table: str, key: str) -> str:
     )
 
 
-# The session.
-BEGIN = "BEGIN; SELECT extract(epoch FROM clock_timestamp())::float8"
-# The number of a transaction that a crash undid may be given again. A worker's own row tells whether its transaction
-# wrote it last; else it counts whether there was a crash, which begins these statistics anew.
-FATE = """
-SELECT pg_xact_status(%(xid)s::text::xid8), CASE
-    WHEN %(worker)s::bigint IS NULL THEN %(since)s::text = (SELECT stats_reset::text FROM pg_stat_bgwriter)
-    ELSE (
-        SELECT xmin::text::numeric = %(xid)s::text::numeric %% 4294967296
-        FROM workers WHERE number = %(worker)s::bigint
-    )
-END
-"""
-END_BACKEND = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-    "WHERE pid = %s AND backend_xid = (%s::numeric %% 4294967296)::text::xid"
-)
-
 # Who writes what workers are to take tells them, so that idle ones need not ask all the time.
 LISTEN = "LISTEN dispatcher"
 NOTIFY = "NOTIFY dispatcher"
