@@ -72,6 +72,20 @@ def given_again(url, xid):
     return number == xid
 
 
+def lose_the_answer(store, then=lambda: None):
+    """Have the next statement of the store's connection done, and the connection lost before it is told so."""
+    connection = store.session.connection
+    execute = connection.execute
+
+    def execute_and_lose(statement, *rest):
+        execute(statement, *rest)
+        connection.close()
+        then()
+        raise psycopg.OperationalError("the connection was lost")
+
+    connection.execute = execute_and_lose
+
+
 @pytest.fixture
 def crash(lost, postgres, postgres_server):
     """Crash the server before a commit, until another transaction has got the number of the one that was undone."""
@@ -116,23 +130,9 @@ def test_a_number_that_the_server_has_not_given_out_yet_is_of_nothing_that_was_k
 
 
 @pytest.mark.parametrize("worker", [True, False], ids=["worker", "command"])
-def test_a_commit_is_known_to_have_gone_through_when_only_its_answer_was_lost(
-    opened, lost, postgres, worker, monkeypatch
-):
+def test_a_commit_is_known_to_have_gone_through_when_only_its_answer_was_lost(opened, lost, postgres, worker):
     store = opened(worker=worker)
-
-    def cut(_proof):
-        connection = store.session.connection
-        execute = connection.execute
-
-        def execute_and_lose(statement, *rest):
-            execute(statement, *rest)
-            connection.close()
-            raise psycopg.OperationalError("the connection was lost")
-
-        monkeypatch.setattr(connection, "execute", execute_and_lose)
-
-    lost(store, cut)
+    lost(store, lambda _: lose_the_answer(store))
     assert rows_written(postgres) == 1
 
 
@@ -147,18 +147,9 @@ def test_a_connection_that_was_found_broken_just_before_the_commit_has_kept_noth
 def test_a_worker_whose_row_is_gone_after_a_lost_commit_has_lost_its_lease(opened, lost, postgres):
     store = opened(worker=True)
 
-    def cut(_proof):
-        connection = store.session.connection
-        execute = connection.execute
+    def bury():
+        with beside(postgres) as other:
+            other.execute("DELETE FROM workers")
 
-        def execute_and_lose(statement, *rest):
-            execute(statement, *rest)
-            connection.close()
-            with beside(postgres) as other:
-                other.execute("DELETE FROM workers")
-            raise psycopg.OperationalError("the connection was lost")
-
-        connection.execute = execute_and_lose
-
-    with pytest.raises(LeaseLost):
-        lost(store, cut)
+    with pytest.raises(LeaseLost, match="nobody knows whether that went through"):
+        lost(store, lambda _: lose_the_answer(store, then=bury))
